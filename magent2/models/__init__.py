@@ -1,0 +1,1 @@
+"""What crosses a process border: the message envelope, the stream events, and the facts of a run."""

@@ -1,0 +1,196 @@
+"""Histories and journals as plain input items of the Agents SDK: pure functions, no I/O.
+
+A **commit** is what one answered message added. A **journal** is what an unfinished run has finished so far, entry by
+entry. `repair` closes what a crash or a cancel left open, because the SDK sends a call without an output as it is and
+the model's server refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from magent2.models.events import Usage
+
+Item = dict[str, Any]
+
+UNKNOWN = "[outcome unknown]"
+NOT_RUN = "[not run]"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelTurn(_Frozen):
+    """A model call ended: its items, who asked, what it cost. Written before any of its tools start."""
+
+    kind: Literal["model"] = "model"
+    turn: int
+    agent: str
+    items: list[Item]
+    usage: Usage | None = None
+
+
+class ToolStarted(_Frozen):
+    """The mark before the effect."""
+
+    kind: Literal["started"] = "started"
+    call_id: str
+
+
+class ToolEnded(_Frozen):
+    """The output item of a tool call, as the model will read it."""
+
+    kind: Literal["ended"] = "ended"
+    call_id: str
+    item: Item
+
+
+class HandedOff(_Frozen):
+    """The agent that goes on from here, and the output item of the hand-off's call."""
+
+    kind: Literal["handoff"] = "handoff"
+    agent: str
+    call_id: str
+    item: Item
+
+
+class Steered(_Frozen):
+    """A message handed to the running agent before its next model call."""
+
+    kind: Literal["steered"] = "steered"
+    message_id: str
+    item: Item
+
+
+class Decided(_Frozen):
+    """A person's answer to an approval; the first one wins."""
+
+    kind: Literal["decided"] = "decided"
+    call_id: str
+    approved: bool
+    message: str | None = None
+
+
+JournalEntry = Annotated[
+    ModelTurn | ToolStarted | ToolEnded | HandedOff | Steered | Decided, Field(discriminator="kind")
+]
+
+
+class Journaled(_Frozen):
+    """A journal entry as stored: `attempt` is the delivery that wrote it."""
+
+    attempt: int
+    entry: JournalEntry
+
+
+class Commit(_Frozen):
+    """All that one message came to: the items it added to the history and the terminal event, as its bytes' text."""
+
+    message_id: str
+    generation: int
+    items: list[Item]
+    terminal: str
+
+
+def history(commits: Iterable[Commit]) -> list[Item]:
+    """The input items of all commits, in order."""
+    return [item for commit in commits for item in commit.items]
+
+
+def user_item(text: str) -> Item:
+    """A user's message as an input item."""
+    return {"role": "user", "content": text}
+
+
+def journal_items(journal: Sequence[JournalEntry]) -> list[Item]:
+    """What the journal adds to the input, in order, open calls left open."""
+    items: list[Item] = []
+    for entry in journal:
+        match entry:
+            case ModelTurn():
+                items.extend(entry.items)
+            case ToolEnded() | HandedOff() | Steered():
+                items.append(entry.item)
+            case ToolStarted() | Decided():
+                pass
+    return items
+
+
+def started_calls(journal: Sequence[JournalEntry]) -> set[str]:
+    """The ids of the calls whose effect may have happened."""
+    return {entry.call_id for entry in journal if isinstance(entry, ToolStarted)}
+
+
+_OUTPUT_OF = {
+    "function_call": "function_call_output",
+    "custom_tool_call": "custom_tool_call_output",
+    "local_shell_call": "local_shell_call_output",
+    "shell_call": "shell_call_output",
+    "apply_patch_call": "apply_patch_call_output",
+    "computer_call": "computer_call_output",
+}
+_OUTPUTS = frozenset(_OUTPUT_OF.values())
+
+
+def call_id_of(item: Item) -> str | None:
+    """The id of the call this item is, or None if it is none."""
+    return str(item["call_id"]) if item.get("type") in _OUTPUT_OF and "call_id" in item else None
+
+
+def open_calls(items: Iterable[Item]) -> list[Item]:
+    """The calls among the items that have no output, in order."""
+    items = list(items)
+    closed = {item.get("call_id") for item in items if item.get("type") in _OUTPUTS}
+    return [item for item in items if (call := call_id_of(item)) is not None and call not in closed]
+
+
+def repair(items: Iterable[Item], started: Iterable[str] = ()) -> list[Item]:
+    """The items as a model's server accepts them: each call followed by its one output, no output without a call.
+
+    A call without an output is closed with `UNKNOWN` if it is among `started`, else with `NOT_RUN`. Calls of one
+    model turn stay together, their outputs right behind them. Idempotent.
+    """
+    items = list(items)
+    may_have_run = set(started)
+    outputs: dict[str, Item] = {}
+    for item in items:
+        if item.get("type") in _OUTPUTS:
+            outputs.setdefault(str(item.get("call_id")), item)
+    repaired: list[Item] = []
+    pending: list[Item] = []
+    seen: set[str] = set()
+    for item in items:
+        if item.get("type") in _OUTPUTS:
+            continue
+        call_id = call_id_of(item)
+        if call_id is None:
+            if item.get("type") != "reasoning":  # reasoning between parallel calls belongs to the same model turn
+                repaired.extend(pending)
+                pending = []
+        elif call_id in seen:
+            continue
+        else:
+            seen.add(call_id)
+            pending.append(outputs.get(call_id) or _closing(item, call_id in may_have_run))
+        repaired.append(item)
+    return repaired + pending
+
+
+def _closing(call: Item, may_have_run: bool) -> Item:
+    text = UNKNOWN if may_have_run else NOT_RUN
+    kind = str(call["type"])
+    if kind == "shell_call":
+        return {"type": _OUTPUT_OF[kind], "call_id": call["call_id"], "output": [_shell_output(text)]}
+    return {"type": _OUTPUT_OF[kind], "call_id": call["call_id"], "output": text}
+
+
+def _shell_output(text: str) -> Item:
+    return {"stdout": "", "stderr": text, "outcome": {"type": "exit", "exit_code": 1}}
+
+
+commit_adapter: TypeAdapter[Commit] = TypeAdapter(Commit)
+journaled_adapter: TypeAdapter[Journaled] = TypeAdapter(Journaled)

@@ -1,0 +1,26 @@
+"""What a tool is: a name, a JSON schema and an async function, nothing of any SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+Invoke = Callable[[dict[str, Any]], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One function the model may call.
+
+    `schema` is the JSON schema of its arguments, an object. `invoke` gets them parsed and returns what the model
+    reads; an exception it raises is told to the model as a short error. `idempotent`: after a crash a call whose
+    outcome is unknown may be run again. `needs_approval`: each call waits for a person.
+    """
+
+    name: str
+    description: str
+    schema: dict[str, Any]
+    invoke: Invoke
+    idempotent: bool = False
+    needs_approval: bool = False
