@@ -77,9 +77,7 @@ class Rejected(Magent2Error):
 class RunFailed(Magent2Error):
     """A run ended in an error. `code` is one of the codes of the `error` event."""
 
-    def __init__(
-        self, code: str, message: str, *, retryable: bool = False, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, code: str, message: str, *, retryable: bool = False, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.retryable = retryable

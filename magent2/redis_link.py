@@ -1,4 +1,4 @@
-"""One process's links to one Redis or Valkey server: the batching writer, scripts, and the clients that must not share it.
+"""One process's links to one Redis or Valkey server: the batching writer, scripts, and clients of their own.
 
 Used by `bus/redis` and `store/redis`. No write is ever repeated here: redis-py 8 repeats commands up to ten times by
 default, which turns one lost answer into several entries, so all retries are off and a broken connection surfaces as
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
+from redis.asyncio.connection import AbstractConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -89,7 +90,8 @@ def as_ours(error: RedisError) -> Exception:
     if said := _SAID.get(word):
         return said()
     # refused, not executed: read-only replica, memory or disk full, loading, no quorum, rights taken away
-    if isinstance(error, ResponseError) and word in _REFUSALS or any(refusal in text for refusal in _REFUSED_IN_SCRIPT):
+    refused = isinstance(error, ResponseError) and word in _REFUSALS
+    if refused or any(refusal in text for refusal in _REFUSED_IN_SCRIPT):
         return Unavailable(f"redis: {word}")
     return error
 
@@ -98,7 +100,13 @@ _REFUSALS = frozenset(
     {"READONLY", "OOM", "MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH", "NOPERM",
      "WRONGPASS", "BUSY"}
 )  # fmt: skip
-_REFUSED_IN_SCRIPT = ("-OOM", "-READONLY", "-MISCONF", "command not allowed when used memory", "can't write against a read")
+_REFUSED_IN_SCRIPT = (
+    "-OOM",
+    "-READONLY",
+    "-MISCONF",
+    "command not allowed when used memory",
+    "can't write against a read",
+)
 
 
 @dataclass(slots=True)
@@ -139,6 +147,15 @@ class RedisLink:
             self.url, protocol=2, retry=Retry(NoBackoff(), 0), single_connection_client=True,
             socket_timeout=block_s + COMMAND_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S,
         )  # fmt: skip
+
+    async def connection(self) -> AbstractConnection:
+        """A bare connection, open, for pub/sub; the caller disconnects it. Raises `Unavailable`."""
+        connection: AbstractConnection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"redis: {type(error).__name__}") from error
+        return connection
 
     def thread_client(self) -> redis.Redis:
         """A synchronous client for a thread; the caller closes it."""

@@ -19,7 +19,7 @@ from magent2.models.run import Fence
 Cursor = str
 START: Cursor = "0-0"
 
-_CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})\Z")
+_CURSOR = re.compile(r"([0-9]{1,20})-([0-9]{1,20})\Z")
 _U64 = 2**64
 
 
@@ -184,9 +184,7 @@ class Bus(Protocol):
     async def find(self, topic: str, dedup_id: str) -> tuple[str, Appended] | None:
         """The digest and the place of the append made with this dedup id, while it is remembered."""
 
-    async def read(
-        self, topic: str, after: Cursor = "", limit: int = 500, *, last: bool = False
-    ) -> Sequence[Entry]:
+    async def read(self, topic: str, after: Cursor = "", limit: int = 500, *, last: bool = False) -> Sequence[Entry]:
         """Entries after the cursor, oldest first; with `last`, the newest `limit` of them.
 
         `""` and `0-0` are the start. Raises `BadCursor`, and `CursorExpired` when the entry of `after` is not kept.

@@ -135,6 +135,11 @@ _OUTPUT_OF = {
 }
 _OUTPUTS = frozenset(_OUTPUT_OF.values())
 
+# one white pixel
+_BLANK = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
+)
+
 
 def call_id_of(item: Item) -> str | None:
     """The id of the call this item is, or None if it is none."""
@@ -144,7 +149,7 @@ def call_id_of(item: Item) -> str | None:
 def open_calls(items: Iterable[Item]) -> list[Item]:
     """The calls among the items that have no output, in order."""
     items = list(items)
-    closed = {item.get("call_id") for item in items if item.get("type") in _OUTPUTS}
+    closed = {str(item.get("call_id")) for item in items if item.get("type") in _OUTPUTS}
     return [item for item in items if (call := call_id_of(item)) is not None and call not in closed]
 
 
@@ -165,6 +170,8 @@ def repair(items: Iterable[Item], started: Iterable[str] = ()) -> list[Item]:
     seen: set[str] = set()
     for item in items:
         if item.get("type") in _OUTPUTS:
+            repaired.extend(pending)  # an output ends its turn: the calls after it are of the next one
+            pending = []
             continue
         call_id = call_id_of(item)
         if call_id is None:
@@ -183,9 +190,15 @@ def repair(items: Iterable[Item], started: Iterable[str] = ()) -> list[Item]:
 def _closing(call: Item, may_have_run: bool) -> Item:
     text = UNKNOWN if may_have_run else NOT_RUN
     kind = str(call["type"])
-    if kind == "shell_call":
-        return {"type": _OUTPUT_OF[kind], "call_id": call["call_id"], "output": [_shell_output(text)]}
-    return {"type": _OUTPUT_OF[kind], "call_id": call["call_id"], "output": text}
+    output: Item = {"type": _OUTPUT_OF[kind], "call_id": call["call_id"], "output": text}
+    match kind:
+        case "shell_call":
+            return output | {"output": [_shell_output(text)]}
+        case "apply_patch_call":
+            return output | {"status": "failed"}  # required by the API
+        case "computer_call":
+            return output | {"output": {"type": "computer_screenshot", "image_url": _BLANK}}  # text is refused
+    return output
 
 
 def _shell_output(text: str) -> Item:

@@ -46,9 +46,7 @@ class Store(Protocol):
         `expect` is the version that must be there (`ABSENT` for none), else `Conflict`; None writes over anything.
         """
 
-    async def delete(
-        self, scope: str, name: str, *, expect: int | None = None, token: str | None = None
-    ) -> bool:
+    async def delete(self, scope: str, name: str, *, expect: int | None = None, token: str | None = None) -> bool:
         """Remove the record; whether it was there. `expect` as in `put`."""
 
     # ledgers: append-only lists whose entries have an id, each id once

@@ -32,6 +32,7 @@ import json
 import logging
 import re
 import socket
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -553,7 +554,7 @@ class ChatAnswer(_Answer):
 # ---------------------------------------------------------------- the server
 
 
-class _Cut(Exception):
+class _CutError(Exception):
     """The script wants the connection dropped here."""
 
 
@@ -565,7 +566,7 @@ class _Stream(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         try:
             await super().stream_response(send)
-        except _Cut:
+        except _CutError:
             return
 
 
@@ -638,7 +639,7 @@ class StubModel:
         try:
             for frame in frames:
                 if sent == reply.cut_after or self.closing:
-                    raise _Cut
+                    raise _CutError
                 if reply.gate and sent >= reply.gate_after:
                     await self._until(reply.gate.is_set)
                 if frame.piece:
@@ -689,7 +690,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     stub = StubModel()
     listener = _listen(stub, parser.parse_args().port)
-    print(stub.base_url, flush=True)
+    sys.stdout.write(f"{stub.base_url}\n")
+    sys.stdout.flush()
     _server(stub).run(sockets=[listener])
 
 
