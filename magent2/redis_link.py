@@ -106,6 +106,7 @@ _REFUSED_IN_SCRIPT = (
     "-MISCONF",
     "command not allowed when used memory",
     "can't write against a read",
+    "Protocol error: unauthenticated",  # a large command before AUTH
 )
 
 
@@ -167,20 +168,32 @@ class RedisLink:
     async def aclose(self) -> None:
         """Finish what was submitted and close the connection."""
         if self._flushing is not None:
-            await self._flushing
+            await asyncio.wait({self._flushing})  # awaiting the task itself would pass a cancellation on to it
         await self._client.aclose()
 
     async def _submit(self, call: _Call) -> Any:
+        # here, not in the pipeline: text that is no UTF-8 must fail its own call, not the whole batch
+        command, *args = call.args
+        call.args = (command, *(arg.encode() if isinstance(arg, str) else arg for arg in args))
         self._waiting.append(call)
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush())
         return await call.future
 
     async def _flush(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
-            await self._send(batch)
-        self._flushing = None
+        batch: list[_Call] = []
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
+                await self._send(batch)
+        except BaseException as error:  # a fault of ours or the end of the loop: nobody may wait for ever
+            left, self._waiting = [*batch, *self._waiting], []
+            for call in left:
+                if not call.future.done():
+                    call.future.set_exception(Unavailable(f"redis: {type(error).__name__}"))
+            raise
+        finally:
+            self._flushing = None
 
     async def _send(self, batch: list[_Call]) -> None:
         replies = await self._execute([call.args for call in batch])

@@ -57,19 +57,27 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Where an append landed: the cursor just before its first entry, that of its last, and whether it was a repeat."""
+    """Where an append landed: the cursor just before its first entry, that of its last, and whether it was a repeat.
+
+    `origin` is that of the append which made the entry.
+    """
 
     before: Cursor
     last: Cursor
     duplicate: bool = False
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Dedup:
-    """Append once: the same `id` and `digest` within the window returns the earlier place, another digest conflicts."""
+    """Append once: the same `id` and `digest` within the window returns the earlier place, another digest conflicts.
+
+    `origin` says on whose behalf: two appenders of one entry with one origin know that it is theirs. No spaces in it.
+    """
 
     id: str
     digest: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

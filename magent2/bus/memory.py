@@ -7,6 +7,7 @@ each with its own event loop; nothing survives the process. Time is `clock`, mon
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import threading
 import time
@@ -14,7 +15,7 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Literal
@@ -269,7 +270,7 @@ class MemoryBus:
                 return repeated
             if dedup is not None and (earlier := self._earlier(topic, dedup, now)) is not None:
                 return earlier
-            appended = self._extend(t, data, forever)
+            appended = self._extend(t, data, forever, dedup.origin if dedup else "")
             t.expires = float("inf") if forever else now + self.config.stream_ttl_s
             if fence is not None:
                 t.fences[fence.writer] = (fence.token, fence.seq, appended)
@@ -312,7 +313,7 @@ class MemoryBus:
             t.fences.clear()
         return t
 
-    def _extend(self, t: _Topic, data: Sequence[bytes], forever: bool) -> Appended:
+    def _extend(self, t: _Topic, data: Sequence[bytes], forever: bool, origin: str) -> Appended:
         before = t.entries[-1][0] if t.entries else (0, 0)
         for payload in data:
             ms = max(time.time_ns() // 1_000_000, t.last[0])
@@ -322,7 +323,7 @@ class MemoryBus:
         # trim with slack, as `MAXLEN ~` does: one entry at a time would move the whole list for each append
         if excess > self.config.stream_maxlen // 10 and not forever:
             del t.entries[:excess]
-        return Appended(_spell(before), _spell(t.last) if data else _spell(before))
+        return Appended(_spell(before), _spell(t.last) if data else _spell(before), origin=origin)
 
     def _earlier(self, topic: str, dedup: Dedup, now: float) -> Appended | None:
         known = self._dedup.get((topic, dedup.id))
@@ -330,7 +331,7 @@ class MemoryBus:
             return None
         if known[0] != dedup.digest:
             raise DedupConflict
-        return Appended(known[1].before, known[1].last, duplicate=True)
+        return replace(known[1], duplicate=True)
 
     def _read(self, topic: str, after: tuple[int, int], limit: int, last: bool = False) -> list[Entry]:
         t = self._live(topic)
@@ -414,7 +415,8 @@ class MemoryConsumer:
         """Hand back what was received and not settled."""
         for delivery in self._handed:
             if delivery.open:
-                await delivery.release()
+                with contextlib.suppress(LeaseLost):  # it lapsed and nobody has looked since
+                    await delivery.release()
                 delivery.lose()
 
 

@@ -7,6 +7,7 @@ only they are atomic; each opens with its calling contract.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -54,6 +55,7 @@ class RedisBus:
     def __init__(self, link: RedisLink, config: BusConfig | None = None) -> None:
         self.config = config or BusConfig()
         self._link = link
+        self._leaving: set[asyncio.Task[None]] = set()
         self._hub = Hub(link, _topic_key, self.read)
 
     async def enqueue(self, queue: str, key: str, data: bytes, *, only_if_idle: bool = False) -> None:
@@ -71,7 +73,12 @@ class RedisBus:
         try:
             yield consumer
         finally:
-            await consumer.close()
+            # in a task of its own: cancelled or not, it hands back what it held and closes its connections
+            leaving = asyncio.create_task(consumer.close(), name="magent2-leave")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            await asyncio.wait({leaving})
+            leaving.result()
 
     async def wake(self, queue: str, key: str) -> None:
         keys = _queue_keys(queue)
@@ -85,23 +92,23 @@ class RedisBus:
     async def append(
         self, topic: str, *data: bytes, fence: Fence | None = None, dedup: Dedup | None = None, forever: bool = False
     ) -> Appended:
-        stream, guard, config = _topic_key(topic), fence or _NO_FENCE, self.config
+        stream, guard, once, config = _topic_key(topic), fence or _NO_FENCE, dedup or Dedup(""), self.config
         args: list[Arg] = [
             0 if forever else config.stream_maxlen,
             0 if forever else int(config.stream_ttl_s * 1000),
             guard.writer, guard.token, guard.seq,
-            dedup.digest if dedup else "", int(dedup is not None), int(config.dedup_ttl_s * 1000),
+            once.digest, int(dedup is not None), int(config.dedup_ttl_s * 1000), once.origin,
         ]  # fmt: skip
         keys = [stream, f"{stream}:fences", f"{stream}:dedup:{dedup.id}" if dedup else stream]
-        before, last, duplicate = await self._link.script(_APPEND, keys, [*args, *data])
-        return Appended(before.decode(), last.decode(), bool(duplicate))
+        before, last, duplicate, origin = await self._link.script(_APPEND, keys, [*args, *data])
+        return Appended(before.decode(), last.decode(), bool(duplicate), origin.decode())
 
     async def find(self, topic: str, dedup_id: str) -> tuple[str, Appended] | None:
         known = await self._link.command("GET", f"{_topic_key(topic)}:dedup:{dedup_id}")
         if known is None:
             return None
-        before, last, digest = known.decode().split(" ", 2)
-        return digest, Appended(before, last)
+        before, last, digest, origin = known.decode().split(" ")
+        return digest, Appended(before, last, origin=origin)
 
     async def read(self, topic: str, after: Cursor = "", limit: int = 500, *, last: bool = False) -> Sequence[Entry]:
         key = _topic_key(topic)
@@ -138,6 +145,8 @@ class RedisBus:
 
     async def aclose(self) -> None:
         """Stop following. The link is the caller's."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         await self._hub.aclose()
 
 

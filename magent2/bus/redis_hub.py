@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 PING_S = 5.0
 """A pub/sub connection silent for twice this long is dead: a half-open one would never say so."""
 
+# AttributeError: redis-py meets a connection that was closed while it was about to write
+_GONE = (RedisError, OSError, AttributeError)
 _BUFFER_BYTES = 256 * 1024
 _RECONNECT_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _PAGE = 500
@@ -102,6 +104,9 @@ class RedisSubscription:
             self._behind = True
             await asyncio.sleep(_RECONNECT_S[-1])
             return ()
+        except BaseException:
+            self._behind = True  # cancelled: who iterates anew starts with the page
+            raise
         if len(page) == _PAGE:
             self._behind = True
         return page
@@ -142,6 +147,7 @@ class Hub:
         self._readers: dict[bytes, set[RedisSubscription]] = {}
         self._connection: AbstractConnection | None = None
         self._running: asyncio.Task[None] | None = None
+        self._saying: set[asyncio.Task[None]] = set()
         self._heard = 0.0
 
     @contextlib.asynccontextmanager
@@ -154,14 +160,14 @@ class Hub:
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name="magent2-hub")
         elif len(readers) == 1:
-            await self._say("SUBSCRIBE", channel)
+            self._say("SUBSCRIBE", channel)
         try:
             yield subscription
         finally:
             readers.discard(subscription)
             if not readers and self._readers.get(channel) is readers:
                 del self._readers[channel]
-                await self._say("UNSUBSCRIBE", channel)
+                self._say("UNSUBSCRIBE", channel)
 
     async def aclose(self) -> None:
         """Close the connection; readers get nothing more."""
@@ -169,12 +175,22 @@ class Hub:
         while self._running is not None and not self._running.done():
             self._running.cancel()
             await asyncio.wait({self._running}, timeout=0.05)
+        while self._saying:
+            await asyncio.wait(self._saying)
 
-    async def _say(self, *command: str | bytes) -> None:
+    def _say(self, *command: str | bytes) -> None:
+        """Send in a task of its own: a reader cancelled while sending would close everybody's connection."""
+        # redis-py connects again by itself to send, and nobody would read from that
+        if self._connection is not None and self._connection.is_connected:
+            task = asyncio.create_task(self._send(self._connection, *command))
+            self._saying.add(task)
+            task.add_done_callback(self._saying.discard)
+
+    async def _send(self, connection: AbstractConnection, *command: str | bytes) -> None:
         # a connection that breaks here is found broken by its reader, which subscribes to all topics again
-        if self._connection is not None:
-            with contextlib.suppress(RedisError, OSError):
-                await self._connection.send_command(*command)
+        if connection.is_connected:
+            with contextlib.suppress(*_GONE):
+                await connection.send_command(*command)
 
     async def _run(self) -> None:
         tries = 0
@@ -193,22 +209,22 @@ class Hub:
                 tries = 0
                 while True:
                     self._dispatch(await connection.read_response(disable_decoding=True, timeout=math.inf))
-            except (RedisError, OSError) as error:
+            except _GONE as error:
                 logger.warning("pub/sub connection lost (%s), connecting again", type(error).__name__)
             finally:
                 self._connection = None
                 pinging.cancel()
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(*_GONE):
                     await connection.disconnect(nowait=True)
 
     async def _ping(self, connection: AbstractConnection) -> None:
         self._heard = time.monotonic()
-        with contextlib.suppress(RedisError, OSError):
-            while time.monotonic() - self._heard < 2 * PING_S:
+        with contextlib.suppress(*_GONE):
+            while time.monotonic() - self._heard < 2 * PING_S and connection.is_connected:
                 await connection.send_command("PING")
                 await asyncio.sleep(PING_S)
         # this wakes the reader with an error
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*_GONE):
             await connection.disconnect(nowait=True)
 
     def _dispatch(self, reply: Sequence[bytes]) -> None:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,7 +103,7 @@ class RedisConsumer:
         self._link = link
         self._config = config
         self._arrived: deque[RedisDelivery] = deque()
-        self._open: set[RedisDelivery] = set()
+        self._open: dict[str, RedisDelivery] = {}
         self._reading: asyncio.Task[None] | None = None
         self._blocking = link.blocking_client(BLOCK_S)
         self._blocking_id: int | None = None  # the server's id of that connection, while it lives
@@ -111,15 +111,16 @@ class RedisConsumer:
         self._ticked = 0.0
         self._ticks = 0
         self._due_s = TICK_S
-        self._leases = _LeaseKeeper(link, keys.ready, name, config) if renew else None
+        self._leases = _LeaseKeeper(link, keys.ready, name, config, self.lose) if renew else None
 
     async def receive(self, max: int = 1) -> Sequence[Delivery]:
         while not self._arrived:
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read(max), name="magent2-receive")
-            await asyncio.wait({self._reading})  # unlike awaiting the task, cancelling this does not cancel it
-            reading, self._reading = self._reading, None
-            if reading is not None:
+            reading = self._reading
+            await asyncio.wait({reading})  # unlike awaiting the task, cancelling this does not cancel it
+            if self._reading is reading:  # else another receive has seen to it
+                self._reading = None
                 reading.result()
         return [self._arrived.popleft() for _ in range(min(max, len(self._arrived)))]
 
@@ -138,18 +139,30 @@ class RedisConsumer:
             self._forget(delivery)
             raise
         self._forget(delivery)
+        if how == "hold":  # look again in time
+            self._due_s = min(self._due_s, time.monotonic() - self._ticked + for_s)
+
+    def lose(self, delivery: RedisDelivery) -> None:
+        """Note that somebody else holds it now; nothing to do if it was settled meanwhile."""
+        if self._open.get(delivery.id) is delivery:
+            delivery.lost.set()
+            self._forget(delivery)
+            if delivery in self._arrived:
+                self._arrived.remove(delivery)
 
     async def close(self) -> None:
         """Hand back what was received and not settled, and leave the group."""
         self._closing = True
+        if self._leases is not None:
+            self._leases.stop()  # first: were this cancelled, the thread would hold the leases for ever
         await self._end_reading()
-        for delivery in list(self._open):
+        for delivery in list(self._open.values()):
             # who cannot be reached now gets it back when the lease lapses
             with contextlib.suppress(LeaseLost, Unavailable):
                 await delivery.release()
             delivery.lost.set()
         if self._leases is not None:
-            await asyncio.to_thread(self._leases.close)
+            await asyncio.to_thread(self._leases.join)
         with contextlib.suppress(Unavailable):
             await self._link.script(_LEAVE, [self.keys.ready], [GROUP, self.name, int(_FORGET_CONSUMER_S * 1000)])
         await self._blocking.aclose()
@@ -161,10 +174,13 @@ class RedisConsumer:
         with contextlib.suppress(Unavailable):
             if self._blocking_id is not None:
                 await self._link.command("CLIENT", "UNBLOCK", self._blocking_id)
-            await self._reading
+        await asyncio.wait({self._reading})
+        if error := self._reading.exception():
+            logger.debug("the last read failed: %s", type(error).__name__)
 
     def _forget(self, delivery: RedisDelivery) -> None:
-        self._open.discard(delivery)
+        if self._open.get(delivery.id) is delivery:
+            del self._open[delivery.id]
         if self._leases is not None:
             self._leases.remove(delivery)
 
@@ -176,6 +192,8 @@ class RedisConsumer:
             if not self._arrived:
                 await self._read_ready(max)
         except ResponseError as error:
+            if str(error).startswith("UNBLOCKED"):  # the stream went while we waited: the next round sees to it
+                return
             if "NOGROUP" not in str(error):  # a script says it with a prefix of its own
                 raise
             # no stream or no group: a new queue, or the server lost it
@@ -230,7 +248,9 @@ class RedisConsumer:
 
     def _add(self, id: bytes, count: int, fields: dict[bytes, bytes]) -> None:
         delivery = RedisDelivery(self, id.decode(), count, fields)
-        self._open.add(delivery)
+        if older := self._open.get(delivery.id):
+            self.lose(older)  # it lapsed and came back to us: one of a key is in flight
+        self._open[delivery.id] = delivery
         self._arrived.append(delivery)
         if self._leases is not None:
             self._leases.add(delivery)
@@ -242,11 +262,14 @@ class _LeaseKeeper:
     A loop that has not run for `stall_s` is taken for dead, and its leases lapse.
     """
 
-    def __init__(self, link: RedisLink, ready: str, consumer: str, config: BusConfig) -> None:
+    def __init__(
+        self, link: RedisLink, ready: str, consumer: str, config: BusConfig, lose: Callable[[RedisDelivery], None]
+    ) -> None:
         self._client = link.thread_client()
         self._ready = ready
         self._consumer = consumer
         self._config = config
+        self._lose = lose
         self._loop = asyncio.get_running_loop()
         self._held: dict[str, RedisDelivery] = {}
         self._lock = threading.Lock()
@@ -265,13 +288,21 @@ class _LeaseKeeper:
             if self._held.get(delivery.id) is delivery:
                 del self._held[delivery.id]
 
-    def close(self) -> None:
-        """Stop and join the thread."""
+    def stop(self) -> None:
+        """Renew no more. Does not wait."""
         self._stop.set()
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
         self._thread.join()
-        self._client.close()
 
     def _run(self) -> None:
+        try:
+            self._renew_until_stopped()
+        finally:
+            self._client.close()
+
+    def _renew_until_stopped(self) -> None:
         wait_s = self._config.lease_s / 3
         while not self._stop.wait(wait_s):
             try:
@@ -307,7 +338,7 @@ class _LeaseKeeper:
         for delivery in held:
             if delivery.id in lost:
                 self.remove(delivery)
-                self._loop.call_soon_threadsafe(delivery.lost.set)
+                self._loop.call_soon_threadsafe(self._lose, delivery)
 
     def _call(self, args: list[str | int]) -> list[bytes]:
         client: redis.Redis = self._client

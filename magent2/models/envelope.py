@@ -79,14 +79,16 @@ class MessageEnvelope(BaseModel):
 class Work(BaseModel):
     """What lies in an agent's queue: the envelope and what magent2 itself must know of it.
 
-    `digest` is the sender's (see `MessageEnvelope.digest`); `generation` grows with each redrive from the dead
-    letters; `trace_id` and `hops` follow a chain of agents that call agents.
+    `digest` is the sender's (see `MessageEnvelope.digest`); `origin` tells one acceptance of a message from another;
+    `generation` grows with each redrive from the dead letters; `trace_id` and `hops` follow a chain of agents that call
+    agents.
     """
 
     model_config = ConfigDict(frozen=True)
 
     envelope: MessageEnvelope
     digest: str
+    origin: str = ""
     generation: int = 0
     trace_id: str
     hops: int = 0

@@ -1,0 +1,374 @@
+"""The four verbs: `send` a message in, `receive` it in a worker, `emit` events, `follow` them out.
+
+The only module, with `wiring`, that touches the bus: names, encoding and idempotency are settled here. Every door
+sends and follows here; the worker receives and emits here and sees a `Job`, never a bus type. Rules wrap `send` as
+middleware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from magent2.bus import topics
+from magent2.bus.interface import START, Appended, Bus, Consumer, Cursor, Dedup, Delivery, QueueDepth, parse_cursor
+from magent2.errors import CursorExpired, DedupConflict, KeyBusy, LeaseLost, QueueFull, Rejected, Unavailable
+from magent2.middleware import Middleware, compose
+from magent2.models.envelope import MessageEnvelope, Work
+from magent2.models.events import BaseEvent, ErrorEvent, GapEvent, UserMessageEvent, encode
+from magent2.models.run import Fence, current_run, run_id_of
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PAGE = 500
+_RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+_TERMINAL = (b'{"event":"output"', b'{"event":"error"', b'{"event":"cancelled"')
+_USER_MESSAGE = b'{"event":"user_message"'
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A message durably taken. `cursor` is the place in the log just before it."""
+
+    message_id: str
+    conversation_id: str
+    topic: str
+    cursor: Cursor
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One event for a reader: its JSON and its cursor; None where there is no entry behind it (a gap)."""
+
+    cursor: Cursor | None
+    data: bytes
+
+
+class Job:
+    """One message for a worker, and all that settles it. Settling and emitting raise `LeaseLost` when it is over.
+
+    What may be repeated is repeated while the bus is away: a run outlives an outage.
+    """
+
+    def __init__(self, work: Work, agent: str, delivery: Delivery) -> None:
+        self.work = work
+        self.envelope = work.envelope
+        self.agent = agent
+        self.run_id = run_id_of(agent, work.envelope.conversation_id, work.envelope.id, work.generation)
+        self.attempt = delivery.attempt
+        self.starts = delivery.starts
+        self.token = delivery.token
+        self.lost = delivery.lost
+        self._delivery = delivery
+        self._seq = 0
+        self._appending = asyncio.Lock()  # a later `seq` that came first would hide the earlier one
+
+    @property
+    def scope(self) -> str:
+        """The store's scope of this job: journal, commits and fence are per (agent, conversation)."""
+        return f"{self.agent}:{self.envelope.conversation_id}"
+
+    async def append(self, bus: Bus, topic: str, data: Sequence[bytes], dedup: Dedup | None) -> Appended:
+        """Append under this job's fence."""
+        async with self._appending:
+            self._seq += 1
+            fence = Fence(self.agent, self.token, self._seq)
+            return await patiently(lambda: bus.append(topic, *data, fence=fence, dedup=dedup), self.lost)
+
+    async def ack(self) -> None:
+        """Done: forget the message. Only when the terminal event is in the log."""
+        await patiently(self._delivery.ack, self.lost)
+
+    async def nack(self, delay_s: float) -> None:
+        """Run it again after a delay; counts as an attempt."""
+        await patiently(lambda: self._delivery.nack(delay_s=delay_s), self.lost)
+
+    async def park(self, for_s: float) -> None:
+        """Wait without a worker until woken or the time is over."""
+        await patiently(lambda: self._delivery.park(for_s), self.lost)
+
+    async def release(self) -> None:
+        """Hand it back untouched. Not repeated: the lease lapses anyway."""
+        await self._delivery.release()
+
+
+async def patiently(act: Callable[[], Awaitable[T]], lost: asyncio.Event) -> T:
+    """Do what may be repeated until the server answers. Raises `LeaseLost` once the job is lost."""
+    tries = 0
+    while True:
+        try:
+            return await act()
+        except Unavailable:
+            if lost.is_set():
+                raise LeaseLost from None
+            await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
+            tries += 1
+
+
+class Inbox:
+    """Where a worker receives the jobs of one agent."""
+
+    def __init__(self, conversations: Conversations, agent: str, consumer: Consumer) -> None:
+        self._conversations = conversations
+        self._agent = agent
+        self._consumer = consumer
+
+    async def receive(self, max: int = 1) -> Sequence[Job]:
+        """Wait for one to `max` deliveries; at most one per conversation over all workers.
+
+        Cancelling it loses nothing. May be empty: what cannot be decoded goes to the dead letters here.
+        """
+        jobs = []
+        for delivery in await self._consumer.receive(max):
+            try:
+                jobs.append(Job(Work.model_validate_json(delivery.data), self._agent, delivery))
+            except ValidationError:
+                await self._conversations.bury_undecodable(self._agent, delivery)
+        return jobs
+
+
+class Conversations:
+    """The verbs over one bus. `on_send` wraps `send`; the first rule is the outermost."""
+
+    def __init__(self, bus: Bus, *, on_send: Sequence[Middleware[MessageEnvelope, Accepted]] = ()) -> None:
+        self._bus = bus
+        self._send = compose(on_send, self._accept)
+
+    # in
+
+    async def send(self, envelope: MessageEnvelope) -> Accepted:
+        """Take the message; durable on return, and idempotent by id and content.
+
+        Raises `DedupConflict` for a known id with other content, `KeyBusy` under `on_busy: reject`, `QueueFull`,
+        `Rejected`, `Unavailable`.
+        """
+        return await self._send(envelope)
+
+    async def _accept(self, envelope: MessageEnvelope) -> Accepted:
+        if envelope.type == "control" or envelope.on_busy in ("interrupt", "steer"):
+            raise Rejected("run control is not part of this version yet", code="unsupported", status=422)
+        digest = envelope.digest()
+        if known := await self._known(envelope, digest):
+            return known
+        origin = uuid4().hex
+        if envelope.agent is not None:
+            try:
+                await self._enqueue(envelope.agent, envelope, digest, origin)
+            except (KeyBusy, QueueFull):
+                # what is busy may be this very message: a retry whose first try got in
+                if known := await self._known(envelope, digest):
+                    return known
+                raise
+        # accepted from here on: the worker writes the event too, so a crash before this line loses nothing
+        entered = await self._enter(envelope, digest, origin)
+        return _accepted(envelope, entered, duplicate=entered.duplicate and entered.origin != origin)
+
+    async def _known(self, envelope: MessageEnvelope, digest: str) -> Accepted | None:
+        known = await self._bus.find(topics.log(envelope.conversation_id), _message_key(envelope))
+        if known is None:
+            return None
+        if known[0] != digest:
+            raise DedupConflict
+        return _accepted(envelope, known[1], duplicate=True)
+
+    async def _enqueue(self, agent: str, envelope: MessageEnvelope, digest: str, origin: str) -> None:
+        caller = current_run.get()
+        work = Work(
+            envelope=envelope,
+            digest=digest,
+            origin=origin,
+            trace_id=caller.trace_id if caller else uuid4().hex,
+            hops=caller.hops + 1 if caller else 0,
+        )
+        await self._bus.enqueue(
+            topics.queue(agent),
+            envelope.conversation_id,
+            work.model_dump_json().encode(),
+            only_if_idle=envelope.on_busy == "reject",
+        )
+
+    async def _enter(self, envelope: MessageEnvelope, digest: str, origin: str) -> Appended:
+        dedup = Dedup(_message_key(envelope), digest, origin)
+        return await self._bus.append(topics.log(envelope.conversation_id), encode(_entered(envelope)), dedup=dedup)
+
+    # work
+
+    @asynccontextmanager
+    async def receive(self, agent: str) -> AsyncIterator[Inbox]:
+        """Join the agent's workers. Leaving hands back what was received and not settled."""
+        async with self._bus.consume(topics.queue(agent)) as consumer:
+            yield Inbox(self, agent, consumer)
+
+    async def enter(self, job: Job) -> Appended:
+        """Make sure the job's `user_message` is in the log. Raises `DedupConflict` when another message has its id."""
+        work = job.work
+        dedup = Dedup(_message_key(work.envelope), work.digest, work.origin)
+        topic = topics.log(work.envelope.conversation_id)
+        return await job.append(self._bus, topic, [encode(_entered(work.envelope))], dedup)
+
+    async def emit(self, job: Job, *events: BaseEvent) -> None:
+        """Write what a run says, in order, under its fence. Raises `LeaseLost`."""
+        await job.append(self._bus, topics.log(job.envelope.conversation_id), [encode(event) for event in events], None)
+
+    async def finish(self, job: Job, terminal: str) -> None:
+        """Write the terminal event of a job, once however often this is called."""
+        key = f"done:{job.agent}:{job.envelope.id}:{job.work.generation}"
+        topic = topics.log(job.envelope.conversation_id)
+        await job.append(self._bus, topic, [terminal.encode()], Dedup(key))
+
+    async def bury(self, job: Job, reason: str) -> None:
+        """Put the job's message among the dead letters. The caller finishes and acks it."""
+        record = {
+            "agent": job.agent,
+            "reason": reason,
+            "attempts": job.attempt,
+            "work": job.work.model_dump(mode="json"),
+        }
+        dedup = Dedup(f"dead:{job.envelope.conversation_id}:{job.envelope.id}:{job.work.generation}")
+        data = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        topic = topics.dead_letters(job.agent)
+        await patiently(lambda: self._bus.append(topic, data, dedup=dedup, forever=True), job.lost)
+
+    async def bury_undecodable(self, agent: str, delivery: Delivery) -> None:
+        """Put bytes that are no message among the dead letters, and say so in the conversation they were for."""
+        conversation_id = delivery.key
+        logger.error("undecodable message for %s in conversation %s", agent, conversation_id)
+        record = {"agent": agent, "reason": "undecodable", "attempts": delivery.attempt, "raw": delivery.data.hex()}
+        dedup = Dedup(f"dead:{delivery.token}")
+        error = ErrorEvent(
+            conversation_id=conversation_id,
+            run_id=run_id_of(agent, conversation_id, delivery.token, 0),
+            message_id="",
+            agent=agent,
+            code="undecodable",
+            message="a message in the queue could not be read; it is in the dead letters",
+            retryable=False,
+        )
+        try:
+            await self._bus.append(topics.dead_letters(agent), json.dumps(record).encode(), dedup=dedup, forever=True)
+            await self._bus.append(topics.log(conversation_id), encode(error), dedup=dedup)
+            await delivery.ack()
+        except (Unavailable, LeaseLost):
+            logger.warning("it will be delivered again")
+
+    # out
+
+    def follow(
+        self, conversation_id: str, after: Cursor = "", *, until: str | None = None
+    ) -> AsyncGenerator[Sequence[Frame], None]:
+        """Yield the log after the cursor in batches, first what is there, then what comes, for ever.
+
+        Entries that are no longer kept are replaced by a `gap` frame. `until` ends it after the terminal event that
+        answers the message with this id, at once if that lies behind the cursor; `until="done"` means the newest
+        message to an agent by now. Raises `BadCursor`, at once.
+        """
+        parse_cursor(after)
+        return self._follow(conversation_id, after, until)
+
+    async def _follow(
+        self, conversation_id: str, after: Cursor, until: str | None
+    ) -> AsyncGenerator[Sequence[Frame], None]:
+        topic = topics.log(conversation_id)
+        if until == "done":
+            until = await self._newest_message(topic)
+            if until is None:
+                return
+        if until is not None and await self._answered(topic, until, after):
+            return
+        while True:
+            async with self._bus.subscribe(topic, after) as subscription:
+                try:
+                    async for batch in subscription:
+                        after = batch[-1].cursor
+                        frames = [Frame(entry.cursor, entry.data) for entry in batch]
+                        end = until and next((n for n, frame in enumerate(frames) if _answers(frame.data, until)), None)
+                        if isinstance(end, int):
+                            yield frames[: end + 1]
+                            return
+                        yield frames
+                except CursorExpired as expired:
+                    gap = GapEvent(conversation_id=conversation_id, missing_before=expired.earliest)
+                    yield [Frame(None, encode(gap))]
+                    after = START
+
+    async def _answered(self, topic: str, message_id: str, upto: Cursor) -> bool:
+        """Whether the message's terminal event lies at or before the cursor."""
+        end = parse_cursor(upto)
+        if end == (0, 0):
+            return False
+        async for cursor, data in self._scan(topic):
+            if parse_cursor(cursor) > end:
+                return False
+            if _answers(data, message_id):
+                return True
+        return False
+
+    async def _newest_message(self, topic: str) -> str | None:
+        newest = None
+        async for _, data in self._scan(topic):
+            if data.startswith(_USER_MESSAGE):
+                event = json.loads(data)
+                if event["recipient"].startswith("agent:"):
+                    newest = str(event["message_id"])
+        return newest
+
+    async def _scan(self, topic: str) -> AsyncIterator[tuple[Cursor, bytes]]:
+        """All that is kept right now; what is trimmed meanwhile makes it start over."""
+        after = START
+        while True:
+            try:
+                page = await self._bus.read(topic, after, _PAGE)
+            except CursorExpired:
+                after = START
+                continue
+            for entry in page:
+                yield entry.cursor, entry.data
+            if len(page) < _PAGE:
+                return
+            after = page[-1].cursor
+
+    # state
+
+    async def depth(self, agent: str) -> QueueDepth:
+        """How much work waits for an agent."""
+        return await self._bus.depth(topics.queue(agent))
+
+    async def ready(self) -> None:
+        """Return when the bus answers, else raise `Unavailable`."""
+        await self._bus.ping()
+
+
+def _message_key(envelope: MessageEnvelope) -> str:
+    return f"msg:{envelope.recipient}:{envelope.id}"
+
+
+def _accepted(envelope: MessageEnvelope, entered: Appended, *, duplicate: bool) -> Accepted:
+    topic = topics.log(envelope.conversation_id)
+    return Accepted(envelope.id, envelope.conversation_id, topic, entered.before, duplicate)
+
+
+def _entered(envelope: MessageEnvelope) -> UserMessageEvent:
+    return UserMessageEvent(
+        conversation_id=envelope.conversation_id,
+        message_id=envelope.id,
+        sender=envelope.sender,
+        recipient=envelope.recipient,
+        text=envelope.content or "",
+        metadata=envelope.metadata,
+    )
+
+
+def _answers(data: bytes, message_id: str) -> bool:
+    """Whether this is the terminal event of that message. Our own encoding puts `event` first: no need to parse all."""
+    return data.startswith(_TERMINAL) and json.loads(data).get("message_id") == message_id

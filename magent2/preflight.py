@@ -1,0 +1,85 @@
+"""What is said before anything heavy is imported: whether the bus and the model's server can be reached, and how."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+
+from magent2.errors import Magent2Error, Unavailable
+from magent2.settings import Settings
+
+BUS_S = 4.0
+MODEL_S = 4.0
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """What a bus keeps when it dies. `policy` is the server's maxmemory-policy; None where it does not tell."""
+
+    sentence: str
+    policy: str | None = None
+
+
+async def check_bus(settings: Settings) -> Durability:
+    """How durable the bus is. Raises `Unavailable` in plain words, without the password."""
+    if urlsplit(settings.bus_url).scheme == "memory":
+        return Durability("in memory: messages and events end with this process, histories are kept in SQLite")
+    from redis.exceptions import RedisError
+
+    from magent2.redis_link import RedisLink, without_password
+
+    url = without_password(settings.bus_url)
+    link = RedisLink(settings.bus_url)
+    try:
+        async with asyncio.timeout(BUS_S):
+            await link.command("PING")
+            return _durability(await _config(link, "appendonly"), await _config(link, "appendfsync"),
+                               await _config(link, "maxmemory-policy"))  # fmt: skip
+    except (Unavailable, TimeoutError, RedisError) as error:
+        why = str(error) if not isinstance(error, TimeoutError) else "no answer"
+        raise Unavailable(f"cannot reach the bus at {url} ({why}): is Redis running, is REDIS_URL right?") from None
+    finally:
+        await link.aclose()
+
+
+async def _config(link: object, name: str) -> str | None:
+    from redis.exceptions import RedisError
+
+    try:
+        reply = await link.command("CONFIG", "GET", name)  # type: ignore[attr-defined]
+    except (RedisError, Magent2Error):
+        return None  # managed servers refuse CONFIG
+    values = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=False))
+    value = values.get(name.encode()) or values.get(name)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _durability(appendonly: str | None, appendfsync: str | None, policy: str | None) -> Durability:
+    match (appendonly, appendfsync):
+        case (None, _):
+            sentence = "the server does not tell how durable it is"
+        case ("yes", "always"):
+            sentence = "append-only file, synced before each answer: no accepted message is lost"
+        case ("yes", "everysec"):
+            sentence = "append-only file, synced every second: a power cut may lose the last 2 s"
+        case ("yes", _):
+            sentence = "append-only file, synced when the system likes: a power cut may lose about 30 s"
+        case _:
+            sentence = "no append-only file: a restart of the server loses what came since its last snapshot"
+    return Durability(sentence, policy)
+
+
+async def check_model(settings: Settings) -> str:
+    """The model server's URL. Raises `Unavailable` when nothing answers there; any HTTP answer will do."""
+    url = settings.openai_base_url or OPENAI_URL
+    try:
+        async with httpx.AsyncClient(timeout=MODEL_S) as client:
+            await client.get(f"{url.rstrip('/')}/models")
+    except httpx.HTTPError as error:
+        hint = "is OPENAI_BASE_URL right?" if settings.openai_base_url else "is there a network?"
+        raise Unavailable(f"cannot reach the model at {url} ({type(error).__name__}): {hint}") from None
+    return url

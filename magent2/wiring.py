@@ -1,0 +1,48 @@
+"""The only place that picks: which bus, which store, which runner."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from magent2.bus.interface import Bus
+from magent2.bus.memory import MemoryBus
+from magent2.runner.config import RunnerConfig
+from magent2.runner.echo import EchoRunner
+from magent2.runner.interface import Runner
+from magent2.settings import Settings
+from magent2.store.interface import Store
+
+
+@asynccontextmanager
+async def make_backends(settings: Settings) -> AsyncIterator[tuple[Bus, Store]]:
+    """The bus and the store the settings ask for, closed at the end of the block."""
+    if urlsplit(settings.bus_url).scheme == "memory":
+        from magent2.store.sqlite import SqliteStore
+
+        async with SqliteStore(settings.agent_session_path) as store:
+            yield MemoryBus(settings.bus()), store
+        return
+
+    # imported late: the in-memory service starts without paying for redis-py
+    from magent2.bus.redis import RedisBus
+    from magent2.redis_link import RedisLink
+    from magent2.store.redis import RedisStore
+
+    link = RedisLink(settings.bus_url)
+    bus = RedisBus(link, settings.bus())
+    try:
+        yield bus, RedisStore(link)
+    finally:
+        await bus.aclose()
+        await link.aclose()
+
+
+def make_runner(config: RunnerConfig) -> Runner:
+    """The runner the configuration asks for. Raises `BadAgent` when the user's agent cannot be loaded."""
+    if config.kind == "echo":
+        return EchoRunner()
+    from magent2.runner.openai import OpenAIRunner  # imports the SDK: seconds
+
+    return OpenAIRunner(config)

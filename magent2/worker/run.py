@@ -1,0 +1,230 @@
+"""One delivery of one message: load what is known, run, journal, commit, finish, acknowledge.
+
+The order is the promise: effects are journalled before they are built upon, the commit is put if absent under the job's
+fence, the terminal event follows the commit, and the acknowledgement comes last. A crash between any two of them is
+made good by the next delivery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from magent2.conversations import Conversations, Job, patiently
+from magent2.errors import DedupConflict, LeaseLost, RunFailed
+from magent2.models.events import CancelledEvent, ErrorEvent, OutputEvent, TerminalEvent, encode
+from magent2.models.run import RunContext, current_run
+from magent2.runner.interface import Parked, Result, Runner, Turn
+from magent2.settings import WorkerConfig
+from magent2.store.history import (
+    Commit,
+    Item,
+    Journaled,
+    JournalEntry,
+    ModelTurn,
+    history,
+    journal_items,
+    repair,
+    started_calls,
+    user_item,
+)
+from magent2.store.interface import Store
+from magent2.worker.retry import GiveUp, Retry, decide
+from magent2.worker.writer import RunLog, Writer
+
+logger = logging.getLogger(__name__)
+
+_COMMITS = "commits"
+_JOURNAL_TTL_S = 7 * 86_400.0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the store knows when a delivery begins."""
+
+    commits: Sequence[Commit]
+    journal: list[Journaled] = field(default_factory=list)
+
+    def commit_of(self, job: Job) -> Commit | None:
+        """The commit of this very message, when an earlier delivery got that far."""
+        for commit in reversed(self.commits):
+            if (commit.message_id, commit.generation) == (job.envelope.id, job.work.generation):
+                return commit
+        return None
+
+    def strikes(self, job: Job) -> int:
+        """Counted deliveries since the last one that finished anything."""
+        return job.attempt - (self.journal[-1].attempt if self.journal else 0)
+
+
+class Run:
+    """Answers one delivery of a message."""
+
+    def __init__(
+        self, job: Job, conversations: Conversations, store: Store, runner: Runner, writer: Writer, config: WorkerConfig
+    ) -> None:
+        self.job = job
+        self._conversations = conversations
+        self._store = store
+        self._runner = runner
+        self._log: RunLog = writer.open(job)
+        self._config = config
+        self._journal_name = f"journal:{job.envelope.id}:{job.work.generation}"
+        self._entries: list[JournalEntry] = []
+        self._recorded = False
+        self._stamp: dict[str, Any] = {
+            "conversation_id": job.envelope.conversation_id,
+            "run_id": job.run_id,
+            "message_id": job.envelope.id,
+            "agent": job.agent,
+        }
+
+    async def answer(self) -> None:
+        """Bring the message to its one terminal event, or leave it to a later delivery. Raises `LeaseLost`."""
+        try:
+            known = await self._load()
+        except DedupConflict:
+            # another message has this id; its sender was told 409 and nothing is run
+            await self.job.ack()
+            return
+        if commit := known.commit_of(self.job):
+            await self._finish(commit)
+            return
+        strikes = known.strikes(self.job)
+        if strikes > self._config.max_attempts:
+            # it never came so far as to fail by itself: each of its workers died
+            failed = RunFailed("attempts_exhausted", f"its worker died {strikes - 1} times in a row", retryable=True)
+            await self._give_up(failed, dead_letter=True)
+            return
+        try:
+            result = await self._run(known)
+        except RunFailed as failed:
+            await self._failed(failed, strikes)
+        else:
+            output = OutputEvent(**self._stamp, text=result.text, usage=result.usage)
+            await self._commit(result.items, output)
+
+    async def cancelled(self, reason: str) -> None:
+        """End the message as cancelled; the history keeps what was finished."""
+        await self._commit(self._items(), CancelledEvent(**self._stamp, reason=reason))
+
+    async def _load(self) -> _Known:
+        """Raise the store's fence, read what is known, and make sure the message is in the log: one round trip."""
+        job, store = self.job, self._store
+
+        async def load() -> tuple[Any, ...]:
+            return await asyncio.gather(
+                # first: from here on an earlier holder of this job can add nothing to what is read behind it
+                store.delete(job.scope, "guard", token=job.token),
+                store.entries(job.scope, _COMMITS),
+                store.entries(job.scope, self._journal_name),
+            )
+
+        (_, commits, journal), _ = await asyncio.gather(patiently(load, job.lost), self._conversations.enter(job))
+        known = _Known(
+            [Commit.model_validate_json(data) for data in commits],
+            [Journaled.model_validate_json(data) for data in journal],
+        )
+        self._entries = [journaled.entry for journaled in known.journal]
+        return known
+
+    async def _run(self, known: _Known) -> Result:
+        resumed_turn = sum(isinstance(entry, ModelTurn) for entry in self._entries)
+        self._log.started(resumed_turn, self._runner.model)
+        turn = Turn(
+            envelope=self.job.envelope,
+            run_id=self.job.run_id,
+            history=repair(history(known.commits)),
+            journal=tuple(self._entries),
+            sink=self._log,
+            record=self._record,
+        )
+        job = self.job
+        token = current_run.set(
+            RunContext(
+                agent=job.agent,
+                conversation_id=job.envelope.conversation_id,
+                message_id=job.envelope.id,
+                run_id=job.run_id,
+                trace_id=job.work.trace_id,
+                hops=job.work.hops,
+            )
+        )
+        try:
+            result = await self._runner.run(turn)
+        except (RunFailed, LeaseLost):
+            raise
+        except Exception as error:
+            logger.exception("run failed")
+            raise RunFailed("agent_error", f"the agent raised {type(error).__name__}") from error
+        finally:
+            current_run.reset(token)
+        if isinstance(result, Parked):
+            raise RunFailed("agent_error", "a tool waits for approval, which this version does not support yet")
+        await self._log.flush()
+        return result
+
+    async def _record(self, entry: JournalEntry) -> None:
+        """Journal what was finished, durably on return."""
+        self._entries.append(entry)
+        self._recorded = True
+        data = Journaled(attempt=self.job.attempt, entry=entry).model_dump_json().encode()
+        # unique over all deliveries, and the same when it is repeated
+        id = f"{self.job.token}:{len(self._entries)}"
+        job = self.job
+        name, token = self._journal_name, self.job.token
+        await patiently(lambda: self._store.add(job.scope, name, id, data, token=token, ttl_s=_JOURNAL_TTL_S), job.lost)
+
+    async def _failed(self, failed: RunFailed, strikes: int) -> None:
+        if self._recorded:
+            strikes = 1  # something was finished meanwhile: the count starts anew
+        match decide(failed, strikes, max_attempts=self._config.max_attempts, jitter=random.random()):
+            case Retry(delay_s):
+                self._log.log("warning", "worker", f"{failed.code}: {failed}; trying again in {delay_s:.1f} s")
+                await self._log.flush()
+                await self.job.nack(delay_s)
+            case GiveUp(dead_letter):
+                await self._give_up(failed, dead_letter=dead_letter)
+
+    async def _give_up(self, failed: RunFailed, *, dead_letter: bool) -> None:
+        code, message = failed.code, str(failed)
+        if dead_letter:
+            message = message if code == "attempts_exhausted" else f"{code}: {message}"
+            code = "attempts_exhausted"
+        await self._log.flush()
+        if dead_letter:
+            await self._conversations.bury(self.job, message)
+        event = ErrorEvent.model_validate(
+            {**self._stamp, "code": code, "message": message, "retryable": failed.retryable}
+        )
+        await self._commit(self._items(), event)
+
+    def _items(self) -> list[Item]:
+        """What an unfinished run leaves in the history: the message and what was finished, calls closed."""
+        text = self.job.envelope.content or ""
+        return repair([user_item(text), *journal_items(self._entries)], started_calls(self._entries))
+
+    async def _commit(self, items: Sequence[Item], event: TerminalEvent) -> None:
+        job = self.job
+        commit = Commit(
+            message_id=job.envelope.id,
+            generation=job.work.generation,
+            items=list(items),
+            terminal=encode(event).decode(),
+        )
+        data = commit.model_dump_json().encode()
+        id = f"{commit.message_id}:{commit.generation}"
+        await patiently(lambda: self._store.add(job.scope, _COMMITS, id, data, token=job.token), job.lost)
+        await self._finish(commit)
+
+    async def _finish(self, commit: Commit) -> None:
+        """The terminal event, then the acknowledgement. Repeating it changes nothing."""
+        job = self.job
+        await self._conversations.finish(job, commit.terminal)
+        if self._entries:
+            await patiently(lambda: self._store.clear(job.scope, self._journal_name, token=job.token), job.lost)
+        await job.ack()

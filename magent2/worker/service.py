@@ -1,0 +1,115 @@
+"""A worker as a process of its own: starts, works, and ends on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from magent2 import log, preflight
+from magent2.conversations import Conversations
+from magent2.errors import BadAgent, BadSettings, Magent2Error, Unavailable
+from magent2.runner.config import RunnerConfig
+from magent2.runner.interface import Runner
+from magent2.settings import Settings, load_settings
+from magent2.store.interface import Store
+from magent2.wiring import make_backends, make_runner
+from magent2.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+USAGE, DOWN = 2, 5
+
+
+def exit_code(error: Magent2Error) -> int:
+    """The exit code of a command that ended in this error."""
+    match error:
+        case Unavailable():
+            return DOWN
+        case BadSettings() | BadAgent():
+            return USAGE
+    return 1
+
+
+def main(agent: str | None = None) -> None:
+    """Run a worker until SIGTERM or Ctrl-C; exits by itself."""
+    try:
+        settings = load_settings()
+        log.set_up(settings.log())
+        told = asyncio.run(_serve(settings, agent))
+    except Magent2Error as error:
+        sys.stderr.write(f"magent2: {error}\n")
+        sys.exit(exit_code(error))
+    sys.exit(130 if told == signal.SIGINT else 0)
+
+
+async def _serve(settings: Settings, agent: str | None) -> signal.Signals:
+    config = settings.runner(agent)
+    durability = await preflight.check_bus(settings)
+    await _check_model(settings, config)
+    logger.info("bus: %s", durability.sentence)
+    async with make_backends(settings) as (bus, store), opened(config) as runner:
+        worker = Worker(Conversations(bus), store, runner, settings.worker())
+        with told_to_stop(worker) as told:
+            _say_start(settings, runner)
+            await worker.run()
+        return told[0]
+
+
+async def _check_model(settings: Settings, config: RunnerConfig) -> None:
+    # an agent of the user's own may talk to another server
+    if config.kind == "openai" and (config.agent is None or config.base_url):
+        await preflight.check_model(settings)
+
+
+def _say_start(settings: Settings, runner: Runner) -> None:
+    logger.info("worker ready: agent=%s runner=%s model=%s", settings.agent_name, runner.kind, runner.model)
+
+
+@contextlib.asynccontextmanager
+async def opened(config: RunnerConfig) -> AsyncIterator[Runner]:
+    """The runner; a thread imports the SDK, so that the loop goes on meanwhile. Raises `BadAgent`."""
+    runner = await asyncio.to_thread(make_runner, config)
+    try:
+        yield runner
+    finally:
+        await runner.aclose()
+
+
+async def work(settings: Settings, agent: str | None, conversations: Conversations, store: Store, stop: asyncio.Event,
+               *, drain_s: Callable[[], float]) -> None:  # fmt: skip
+    """Run a worker inside another service until `stop`, then for up to `drain_s` at that time."""
+    config = settings.runner(agent)
+    async with opened(config) as runner:
+        worker = Worker(conversations, store, runner, settings.worker())
+        _say_start(settings, runner)
+        working = asyncio.create_task(worker.run())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        worker.stop(drain_s=drain_s())
+        await working
+
+
+@contextlib.contextmanager
+def told_to_stop(worker: Worker) -> Iterator[list[signal.Signals]]:
+    """Stop the worker with the first SIGTERM or SIGINT, the process with the second."""
+    loop = asyncio.get_running_loop()
+    told: list[signal.Signals] = []
+
+    def hear(number: signal.Signals) -> None:
+        if told:
+            sys.exit(130 if number == signal.SIGINT else 0)
+        told.append(number)
+        worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, hear, number)
+    try:
+        yield told
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
