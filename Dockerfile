@@ -26,5 +26,4 @@ ENV PATH=/opt/magent2/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 USER magent2
-EXPOSE 8000
 CMD ["magent2", "gateway"]

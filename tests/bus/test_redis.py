@@ -356,6 +356,36 @@ async def test_an_append_of_nothing_disturbs_no_reader(bus: RedisBus, topic: str
         assert await take(batches, 1) == [b"1"]
 
 
+async def test_a_foreign_publication_disturbs_no_reader(redis_server: RedisServer, bus: RedisBus, topic: str) -> None:
+    async with bus.subscribe(topic) as subscription:
+        batches = aiter(subscription)
+        await bus.append(topic, b"0")
+        assert await take(batches, 1) == [b"0"]
+        await wait_until(lambda: _follows(bus, topic), description="subscribed")
+        with admin(redis_server) as client:
+            for garbage in (b"", b"\xff", b"0-0 ", b"0-0 1-1:x\n", b"0-0\n"):
+                assert client.publish("magent2:log:{" + topic.split(":")[1] + "}", garbage) == 1
+        await bus.append(topic, b"1")
+
+        assert await take(batches, 1) == [b"1"]
+
+
+async def test_closing_the_link_finishes_what_was_submitted_even_when_cancelled(
+    redis_server: RedisServer, topic: str
+) -> None:
+    link = RedisLink(redis_server.url)
+    bus = RedisBus(link)
+    appends = [asyncio.create_task(bus.append(topic, b"%d" % n)) for n in range(600)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(link.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*appends)
+    await link.aclose()
+    assert len({append.result().last for append in appends}) == 600
+
+
 async def test_text_that_is_no_utf8_fails_its_own_call_only(bus: RedisBus, queue: str) -> None:
     results = await asyncio.gather(
         bus.enqueue(queue, "a", b""),

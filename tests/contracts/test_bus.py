@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from magent2.bus import redis_queue
 from magent2.bus.interface import Bus, BusConfig, Cursor, Dedup, Delivery, Entry
 from magent2.bus.memory import MemoryBus
 from magent2.bus.redis import RedisBus
@@ -23,7 +24,8 @@ from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.anyio
 
-LEASE_S = 0.4
+LEASE_S = 0.2
+"""Of the tests about leases; the others have one that never lapses, however slow the machine."""
 MakeBus = Callable[..., Awaitable[Bus]]
 
 
@@ -38,6 +40,12 @@ async def redis_bus(url: str, config: BusConfig) -> AsyncIterator[RedisBus]:
         await link.aclose()
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for lapsed leases and due messages often: once a second would be most of the time these tests take."""
+    monkeypatch.setattr(redis_queue, "TICK_S", 0.02)
+
+
 @pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in REDIS_NAMES)])
 def keeper(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -50,7 +58,7 @@ async def make_bus(keeper: str, servers: dict[str, RedisServer]) -> AsyncIterato
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(**bounds: float) -> Bus:
-            config = BusConfig(**{"lease_s": LEASE_S, **bounds})  # type: ignore[arg-type]
+            config = BusConfig(**bounds)  # type: ignore[arg-type]
             if keeper == "memory":
                 return MemoryBus(config)
             return await stack.enter_async_context(redis_bus(server_named(servers, keeper).url, config))
@@ -61,6 +69,11 @@ async def make_bus(keeper: str, servers: dict[str, RedisServer]) -> AsyncIterato
 @pytest.fixture
 async def bus(make_bus: MakeBus) -> Bus:
     return await make_bus()
+
+
+@pytest.fixture
+async def short_lease_bus(make_bus: MakeBus) -> Bus:
+    return await make_bus(lease_s=LEASE_S)
 
 
 @pytest.fixture
@@ -100,11 +113,13 @@ async def test_messages_of_a_key_come_in_order_over_all_consumers(bus: Bus, queu
     async def work(consumers: int) -> None:
         async with bus.consume(queue, name=f"c{consumers}") as consumer:
             while sum(map(len, seen.values())) < 30:
+                deliveries: Sequence[Delivery] = ()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1):
-                        for delivery in await consumer.receive(2):
-                            seen.setdefault(delivery.key, []).append(int(delivery.data))
-                            await delivery.ack()
+                    async with asyncio.timeout(0.05):
+                        deliveries = await consumer.receive(2)
+                for delivery in deliveries:
+                    seen.setdefault(delivery.key, []).append(int(delivery.data))
+                    await delivery.ack()
 
     async with asyncio.timeout(20):
         await asyncio.gather(*(work(n) for n in range(3)))
@@ -129,10 +144,10 @@ async def test_one_message_of_a_key_is_in_flight_over_all_consumers(bus: Bus, qu
         assert (depth.waiting, depth.in_flight) == (1, 2)
 
 
-async def test_a_lapsed_lease_is_delivered_again_with_the_next_attempt(bus: Bus, queue: str) -> None:
-    await bus.enqueue(queue, "k", b"1")
+async def test_a_lapsed_lease_is_delivered_again_with_the_next_attempt(short_lease_bus: Bus, queue: str) -> None:
+    await short_lease_bus.enqueue(queue, "k", b"1")
 
-    async with bus.consume(queue, renew=False) as dead, bus.consume(queue) as alive:
+    async with short_lease_bus.consume(queue, renew=False) as dead, short_lease_bus.consume(queue) as alive:
         [first] = await receive(dead)
         [second] = await receive(alive)
 
@@ -141,10 +156,10 @@ async def test_a_lapsed_lease_is_delivered_again_with_the_next_attempt(bus: Bus,
         await second.ack()
 
 
-async def test_a_stale_delivery_settles_nothing(bus: Bus, queue: str) -> None:
-    await bus.enqueue(queue, "k", b"1")
+async def test_a_stale_delivery_settles_nothing(short_lease_bus: Bus, queue: str) -> None:
+    await short_lease_bus.enqueue(queue, "k", b"1")
 
-    async with bus.consume(queue, renew=False) as dead, bus.consume(queue) as alive:
+    async with short_lease_bus.consume(queue, renew=False) as dead, short_lease_bus.consume(queue) as alive:
         [stale] = await receive(dead)
         [current] = await receive(alive)
         for settle in (stale.ack, stale.nack, stale.release, lambda: stale.park(1)):
@@ -153,14 +168,14 @@ async def test_a_stale_delivery_settles_nothing(bus: Bus, queue: str) -> None:
 
         assert stale.lost.is_set()
         await current.ack()
-        depth = await bus.depth(queue)
+        depth = await short_lease_bus.depth(queue)
         assert (depth.waiting, depth.in_flight, depth.parked) == (0, 0, 0)
 
 
-async def test_a_redelivery_to_the_same_consumer_fences_its_earlier_delivery(bus: Bus, queue: str) -> None:
-    await bus.enqueue(queue, "k", b"1")
+async def test_a_redelivery_to_the_same_consumer_fences_its_earlier_delivery(short_lease_bus: Bus, queue: str) -> None:
+    await short_lease_bus.enqueue(queue, "k", b"1")
 
-    async with bus.consume(queue, name="same", renew=False) as consumer:
+    async with short_lease_bus.consume(queue, name="same", renew=False) as consumer:
         [stale] = await receive(consumer)
         [current] = await receive(consumer)
         with pytest.raises(LeaseLost):
@@ -168,10 +183,10 @@ async def test_a_redelivery_to_the_same_consumer_fences_its_earlier_delivery(bus
         await current.ack()
 
 
-async def test_a_renewed_lease_outlives_its_length(bus: Bus, queue: str) -> None:
-    await bus.enqueue(queue, "k", b"1")
+async def test_a_renewed_lease_outlives_its_length(short_lease_bus: Bus, queue: str) -> None:
+    await short_lease_bus.enqueue(queue, "k", b"1")
 
-    async with bus.consume(queue) as one, bus.consume(queue) as two:
+    async with short_lease_bus.consume(queue) as one, short_lease_bus.consume(queue) as two:
         [held] = await receive(one)
         # every tick of the second consumer looks for lapsed leases: three leases long it finds none
         with pytest.raises(TimeoutError):
@@ -183,7 +198,7 @@ async def test_a_renewed_lease_outlives_its_length(bus: Bus, queue: str) -> None
 async def test_a_refused_renewal_sets_lost(make_bus: MakeBus, queue: str, keeper: str) -> None:
     if keeper == "memory":
         return  # one process: a lease that is renewed cannot be refused
-    bus = await make_bus(lease_s=1.0)
+    bus = await make_bus(lease_s=0.3)
     thief_bus = await make_bus(lease_s=0.01)
     await bus.enqueue(queue, "k", b"1")
 
@@ -304,6 +319,18 @@ async def test_a_wake_does_not_carry_over_to_the_next_message(bus: Bus, queue: s
         assert (await bus.depth(queue)).parked == 1
 
 
+async def test_a_wake_does_not_carry_over_to_the_next_delivery(short_lease_bus: Bus, queue: str) -> None:
+    bus = short_lease_bus
+    await bus.enqueue(queue, "k", b"1")
+
+    async with bus.consume(queue, renew=False) as dead, bus.consume(queue) as alive:
+        await receive(dead)
+        await bus.wake(queue, "k")
+        [again] = await receive(alive)  # whoever is delivered it now sees by itself what the wake was about
+        await again.park(60)
+        assert (await bus.depth(queue)).parked == 1
+
+
 async def test_a_cancelled_receive_loses_nothing(bus: Bus, queue: str) -> None:
     seen: list[int] = []
     async with bus.consume(queue) as consumer:
@@ -340,6 +367,19 @@ async def test_leaving_hands_back_what_was_not_settled(bus: Bus, queue: str) -> 
     assert sorted(delivery.data for delivery in again) == [b"0", b"1", b"2"]
     assert {delivery.attempt for delivery in again} == {1}
     assert all(delivery.lost.is_set() for delivery in got)
+
+
+async def test_leaving_after_the_lease_lapsed_hands_back_all_the_same(short_lease_bus: Bus, queue: str) -> None:
+    bus = short_lease_bus
+    await bus.enqueue(queue, "k", b"1")
+    async with bus.consume(queue, renew=False) as leaving:
+        [stale] = await receive(leaving)
+        await asyncio.sleep(1.1 * LEASE_S)  # past the lease, and nobody else looks
+
+    assert stale.lost.is_set()
+    async with bus.consume(queue) as staying:
+        [again] = await receive(staying)
+        assert (again.data, again.starts) == (b"1", 2)
 
 
 async def test_the_queue_and_each_key_are_bounded(make_bus: MakeBus, queue: str) -> None:

@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "ENV_FILE": os.devnull,  # a developer's key and model stay out: the Echo runner answers
     "COMPOSE_ENV_FILES": os.devnull,
 }
+# read at import, before the environment is cleaned: other images than Docker Hub's
+ENVIRONMENT |= {name: os.environ[name] for name in ("BASE_IMAGE", "REDIS_IMAGE") if name in os.environ}
 
 
 def run(*command: str, timeout_s: float) -> tuple[int, str]:
@@ -74,12 +76,12 @@ def docker_compose_command(docker_engine: None, clean_environment: None, pytestc
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        for step in (("build", "gateway", "worker"), ("pull", "--quiet", "--policy", "missing", "redis")):
-            code, said = run(*compose, *step, timeout_s=600)
-            if code != 0:
-                blame = pytest.fail if "docker" in pytestconfig.option.markexpr else pytest.skip
-                blame(f"`docker compose {step[0]}` failed: {last_line(said)}")
         try:
+            for step in (("build", "gateway", "worker"), ("pull", "--quiet", "--policy", "missing", "redis")):
+                code, said = run(*compose, *step, timeout_s=600)
+                if code != 0:
+                    blame = pytest.fail if "docker" in pytestconfig.option.markexpr else pytest.skip
+                    blame(f"`docker compose {step[0]}` failed: {last_line(said)}")
             yield "docker compose"
         finally:
             run(*compose, "down", "--volumes", "--rmi", "local", "--remove-orphans", timeout_s=120)

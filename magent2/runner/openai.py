@@ -1,0 +1,333 @@
+"""Runs agents of the OpenAI Agents SDK: the history is a plain input list, no SDK session is attached.
+
+Only the modules `openai*` of this package import the SDK, and they are imported when a worker starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from agents import (
+    Agent,
+    FunctionTool,
+    ItemHelpers,
+    ModelSettings,
+    RunConfig,
+    RunContextWrapper,
+    RunHooks,
+    ToolErrorFormatterArgs,
+    set_trace_processors,
+)
+from agents import Runner as SdkRunner
+from agents import Tool as SdkTool
+from agents.items import ModelResponse, TResponseInputItem
+from agents.tool import default_tool_timeout_error_message
+from agents.tool_context import ToolContext
+
+from magent2.models.events import Usage
+from magent2.runner.config import RunnerConfig
+from magent2.runner.interface import ApprovalRequest, Parked, Result, Turn
+from magent2.runner.openai_agent import load_agent, reachable
+from magent2.runner.openai_errors import as_failed
+from magent2.runner.openai_events import (
+    REASONING_DELTAS,
+    RESPONSE_ENDS,
+    TEXT_DELTA,
+    finished,
+    parsed,
+    portable,
+    response_text,
+    summary,
+    text_of,
+    total,
+    usage_of,
+)
+from magent2.runner.openai_models import make_client, make_provider, tap
+from magent2.runner.openai_tools import failures, function_tool_of, is_idempotent
+from magent2.store.history import (
+    UNKNOWN,
+    HandedOff,
+    Item,
+    JournalEntry,
+    ModelTurn,
+    ToolEnded,
+    ToolStarted,
+    closing,
+    journal_items,
+    open_calls,
+    repair,
+    started_calls,
+    user_item,
+)
+from magent2.tools.interface import Tool
+
+BREATHE_TOKENS = 16
+"""The SDK does not yield while its buffer holds chunks: without a pause now and then no other run gets a word in."""
+
+
+class OpenAIRunner:
+    """The `Runner` for the Agents SDK: one client, one agent, many runs."""
+
+    kind = "openai"
+
+    def __init__(self, config: RunnerConfig, tools: Sequence[Tool] = ()) -> None:
+        # the SDK's default would post inputs and outputs to api.openai.com, whatever server the model is on
+        set_trace_processors([])
+        self.config = config
+        self.agent = load_agent(config, [function_tool_of(tool) for tool in tools])
+        self._client = make_client(config)
+        self._provider = make_provider(self._client, config)
+
+    @property
+    def model(self) -> str:
+        """The model's name as configured, or as the user's agent names it."""
+        named = getattr(self.agent.model, "_model", self.agent.model)
+        return named if isinstance(named, str) else str(getattr(named, "model", type(named).__name__))
+
+    async def run(self, turn: Turn) -> Result | Parked:
+        attempt = _Attempt(self.agent, turn)
+        return await attempt.run(self._run_config(attempt), self.config.max_turns)
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    def _run_config(self, attempt: _Attempt) -> RunConfig:
+        return RunConfig(
+            model_provider=self._provider,
+            model_settings=ModelSettings(include_usage=True),
+            tracing_disabled=True,
+            tool_error_formatter=attempt.on_tool_error,
+            tool_not_found_behavior="return_error_to_model",
+        )
+
+
+class _Attempt(RunHooks[Any]):
+    """One attempt at one message, as the SDK's hooks see it."""
+
+    def __init__(self, agent: Agent[Any], turn: Turn) -> None:
+        self._turn = turn
+        self._sink = turn.sink
+        self._journal: list[JournalEntry] = list(turn.journal)
+        self._agents = reachable(agent)
+        self._agent = self._agents.get(_last_agent(turn.journal) or agent.name, agent)
+        self._user = user_item(turn.envelope.content or "")
+        self._number = sum(isinstance(entry, ModelTurn) for entry in turn.journal) - 1
+        self._open: set[str] = set()  # calls of the last model turn whose output is not journalled
+        self._began: dict[str, float] = {}
+        self._failed: dict[str, BaseException | None] = {}
+        self._in_model = False
+        self._tokens = 0
+        self._ended: str | None = None
+
+    async def run(self, config: RunConfig, max_turns: int) -> Result | Parked:
+        """Go on from the journal to the answer."""
+        tap.set(self._seen)
+        failures.set(self._failed)
+        if answer := finished(self._journal):
+            # the model had answered and was paid: nothing is asked again
+            items = [self._user, *journal_items(self._journal)]
+            return Result(repair(items, started_calls(self._journal)), text_of(answer.items), self._usage())
+        await self._close_open_calls()
+        resumed = repair(journal_items(self._journal), started_calls(self._journal))
+        history = [*self._turn.history, self._user, *resumed]
+        left = max(1, max_turns - self._number - 1)
+        result = SdkRunner.run_streamed(
+            self._agent,
+            cast("list[TResponseInputItem]", history),
+            max_turns=left,
+            hooks=self,
+            run_config=config,
+        )
+        try:
+            async for _ in result.stream_events():
+                pass  # everything is told by the tap and the hooks
+        except asyncio.CancelledError:
+            result.cancel()
+            raise
+        except Exception as error:
+            raise as_failed(error, self._ended) from error
+        if result.interruptions:
+            return self._parked(result)
+        added = repair(portable(result.to_input_list()[len(history) :]))
+        usage = total([self._usage(), usage_of(result.context_wrapper.usage)])
+        return Result([self._user, *resumed, *added], self._text(result.final_output, added), usage)
+
+    # the model
+
+    async def _seen(self, event: Any) -> None:
+        """A raw event of a model, before the SDK queues it."""
+        if not self._in_model:  # an agent used as a tool: its words are not the answer
+            return
+        kind = event.type
+        if kind == TEXT_DELTA:
+            self._sink.token(event.delta, self._number)
+            self._tokens += 1
+            if self._tokens % BREATHE_TOKENS == 1:
+                await self._sink.breathe()
+        elif kind in REASONING_DELTAS:
+            self._sink.reasoning(event.delta, self._number)
+        elif kind in RESPONSE_ENDS:
+            self._ended = kind
+
+    async def on_llm_start(
+        self,
+        context: RunContextWrapper[Any],
+        agent: Agent[Any],
+        system_prompt: str | None,
+        input_items: list[TResponseInputItem],
+    ) -> None:
+        # outputs that no tool hook tells of: hand-offs, unknown tools, calls a guardrail rejected
+        for item in input_items:
+            call_id = str(item.get("call_id"))
+            if call_id in self._open and str(item.get("type")).endswith("_output"):
+                await self._record(ToolEnded(call_id=call_id, item=portable([item])[0]))
+        self._open.clear()
+        self._number += 1
+        self._tokens = 0
+        self._ended = None
+        self._in_model = True
+
+    async def on_llm_end(self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse) -> None:
+        self._in_model = False
+        if not self._tokens:  # a model that does not stream, or not through the tap
+            self._sink.token(response_text(response), self._number)
+        # a turn's tokens are in the log before the turn is journalled: a resumed run does not say them again
+        await self._sink.flush()
+        items = portable(response.to_input_items())
+        self._open = {str(item["call_id"]) for item in items if str(item.get("type")).endswith("_call")}
+        usage = usage_of(response.usage)
+        await self._record(ModelTurn(turn=self._number, agent=agent.name, items=items, usage=usage))
+
+    # tools
+
+    async def on_tool_start(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: SdkTool) -> None:
+        if not isinstance(context, ToolContext):
+            return
+        call_id = context.tool_call_id
+        self._began[call_id] = time.monotonic()
+        self._sink.tool_step(
+            tool_call_id=call_id,
+            name=context.tool_name,
+            args=parsed(context.tool_arguments),
+            status="start",
+            turn=self._number,
+        )
+        await self._record(ToolStarted(call_id=call_id))
+
+    async def on_tool_end(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: SdkTool, result: Any) -> None:
+        if not isinstance(context, ToolContext) or context.tool_call is None:
+            return
+        item = ItemHelpers.tool_call_output_item(context.tool_call, result)
+        await self._ended_call(context, dict(item), self._error_of(context, tool, result))
+
+    async def on_handoff(self, context: RunContextWrapper[Any], from_agent: Agent[Any], to_agent: Agent[Any]) -> None:
+        self._sink.agent_updated(from_agent.name, to_agent.name)
+        await self._record(HandedOff(agent=to_agent.name))
+
+    def on_tool_error(self, args: ToolErrorFormatterArgs[Any]) -> None:
+        """Note that a call failed; what the model reads stays the SDK's own text."""
+        self._failed[args.call_id] = args.error
+        if args.kind == "tool_not_found":
+            self._sink.tool_step(
+                tool_call_id=args.call_id,
+                name=args.tool_name,
+                args={},
+                status="error",
+                turn=self._number,
+                error="the agent has no such tool",
+            )
+
+    def _error_of(self, context: ToolContext[Any], tool: SdkTool, result: Any) -> str | None:
+        if context.tool_call_id in self._failed:
+            error = self._failed[context.tool_call_id]
+            return type(error).__name__ if error is not None else "failed"
+        if isinstance(tool, FunctionTool) and tool.timeout_seconds is not None:
+            late = default_tool_timeout_error_message(tool_name=tool.name, timeout_seconds=tool.timeout_seconds)
+            return "timed out" if result == late else None
+        return None
+
+    async def _ended_call(self, context: ToolContext[Any], item: Item, error: str | None) -> None:
+        call_id = context.tool_call_id
+        self._open.discard(call_id)
+        await self._record(ToolEnded(call_id=call_id, item=portable([item])[0]))
+        self._sink.tool_step(
+            tool_call_id=call_id,
+            name=context.tool_name,
+            args=parsed(context.tool_arguments),
+            status="error" if error else "success",
+            turn=self._number,
+            result_summary=summary(item["output"]),
+            error=error,
+            duration_ms=round((time.monotonic() - self._began.pop(call_id, time.monotonic())) * 1000, 3),
+        )
+
+    # going on after a crash
+
+    async def _close_open_calls(self) -> None:
+        """What was begun and whose end nobody saw: run again if its tool says it may be, else said to be unknown."""
+        begun = started_calls(self._journal)
+        for call in open_calls(journal_items(self._journal)):
+            if call["call_id"] not in begun:
+                continue
+            tool = await self._idempotent(str(call.get("name")))
+            if tool is not None:
+                await self._run_again(tool, call)
+                continue
+            await self._record(ToolEnded(call_id=str(call["call_id"]), item=closing(call, may_have_run=True)))
+            self._sink.tool_step(
+                tool_call_id=str(call["call_id"]),
+                name=str(call.get("name", call["type"])),
+                args=parsed(str(call.get("arguments", ""))),
+                status="unknown",
+                turn=self._number,
+                result_summary=UNKNOWN,
+            )
+
+    async def _idempotent(self, name: str) -> FunctionTool | None:
+        for tool in await self._agent.get_all_tools(RunContextWrapper(None)):
+            if isinstance(tool, FunctionTool) and tool.name == name and is_idempotent(tool):
+                return tool
+        return None
+
+    async def _run_again(self, tool: FunctionTool, call: Item) -> None:
+        context: ToolContext[Any] = ToolContext(
+            context=None, tool_name=tool.name, tool_call_id=call["call_id"], tool_arguments=call["arguments"]
+        )
+        self._began[call["call_id"]] = time.monotonic()
+        output = await tool.on_invoke_tool(context, call["arguments"])
+        item = {"type": "function_call_output", "call_id": call["call_id"], "output": str(output)}
+        await self._ended_call(context, item, self._error_of(context, tool, output))
+
+    # the end
+
+    async def _record(self, entry: JournalEntry) -> None:
+        self._journal.append(entry)
+        await self._turn.record(entry)
+
+    def _usage(self) -> Usage | None:
+        """What earlier attempts cost."""
+        return total(entry.usage for entry in self._turn.journal if isinstance(entry, ModelTurn))
+
+    def _text(self, output: Any, added: Sequence[Item]) -> str:
+        """The final output as text; for a structured one what the model wrote."""
+        if isinstance(output, str):
+            return output
+        last = next((item for item in reversed(added) if item.get("role") == "assistant"), None)
+        return text_of([last]) if last is not None else summary(output)
+
+    def _parked(self, result: Any) -> Parked:
+        requests = [
+            ApprovalRequest(item.call_id or "", item.tool_name or "", parsed(item.arguments or ""))
+            for item in result.interruptions
+        ]
+        return Parked(result.to_state().to_string(), requests)
+
+
+def _last_agent(journal: Sequence[JournalEntry]) -> str | None:
+    for entry in reversed(journal):
+        if isinstance(entry, ModelTurn | HandedOff):
+            return entry.agent
+    return None
