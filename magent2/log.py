@@ -18,6 +18,11 @@ log_ids: ContextVar[Mapping[str, str]] = ContextVar("magent2_log_ids", default={
 _logger = logging.getLogger(__name__)
 
 
+# they log a line a request, whole messages at debug level, or errors that we report ourselves
+_QUIET = {"httpx": "WARNING", "httpx2": "WARNING", "openai": "WARNING", "openai.agents": "CRITICAL",
+          "sse_starlette": "INFO", "uvicorn.error": "WARNING", "mcp": "WARNING"}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class LogConfig:
     """How and what to log. `module_levels` maps a logger's name to its level."""
@@ -71,6 +76,8 @@ def set_up(config: LogConfig) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level)
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
     for name, level in config.module_levels.items():
         logging.getLogger(name).setLevel(level)
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from magent2.errors import Magent2Error, Unavailable
+from magent2.errors import Unavailable
 from magent2.settings import Settings
 
 BUS_S = 4.0
@@ -28,34 +28,19 @@ async def check_bus(settings: Settings) -> Durability:
     """How durable the bus is. Raises `Unavailable` in plain words, without the password."""
     if urlsplit(settings.bus_url).scheme == "memory":
         return Durability("in memory: messages and events end with this process, histories are kept in SQLite")
-    from redis.exceptions import RedisError
-
     from magent2.redis_link import RedisLink, without_password
 
     url = without_password(settings.bus_url)
     link = RedisLink(settings.bus_url)
     try:
         async with asyncio.timeout(BUS_S):
-            await link.command("PING")
-            return _durability(await _config(link, "appendonly"), await _config(link, "appendfsync"),
-                               await _config(link, "maxmemory-policy"))  # fmt: skip
-    except (Unavailable, TimeoutError, RedisError) as error:
-        why = str(error) if not isinstance(error, TimeoutError) else "no answer"
+            facts = await link.server_config("appendonly", "appendfsync", "maxmemory-policy")
+    except (Unavailable, TimeoutError) as error:
+        why = "no answer" if isinstance(error, TimeoutError) else str(error)
         raise Unavailable(f"cannot reach the bus at {url} ({why}): is Redis running, is REDIS_URL right?") from None
     finally:
         await link.aclose()
-
-
-async def _config(link: object, name: str) -> str | None:
-    from redis.exceptions import RedisError
-
-    try:
-        reply = await link.command("CONFIG", "GET", name)  # type: ignore[attr-defined]
-    except (RedisError, Magent2Error):
-        return None  # managed servers refuse CONFIG
-    values = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=False))
-    value = values.get(name.encode()) or values.get(name)
-    return value.decode() if isinstance(value, bytes) else value
+    return _durability(facts["appendonly"], facts["appendfsync"], facts["maxmemory-policy"])
 
 
 def _durability(appendonly: str | None, appendfsync: str | None, policy: str | None) -> Durability:

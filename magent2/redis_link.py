@@ -142,6 +142,26 @@ class RedisLink:
         call_args = ("EVALSHA", script.sha, len(keys), *keys, *args)
         return await self._submit(_Call(call_args, script, asyncio.get_running_loop().create_future()))
 
+    async def server_config(self, *names: str) -> dict[str, str | None]:
+        """Settings of the server; None for each where it does not tell, as managed servers do.
+
+        Raises `Unavailable` for whatever else keeps us out: no server, wrong password, no such database.
+        """
+        try:
+            await self.command("PING")
+        except RedisError as error:
+            raise Unavailable(f"redis: {error}") from None
+        told: dict[str, str | None] = {}
+        for name in names:
+            try:
+                reply = await self.command("CONFIG", "GET", name)
+            except (RedisError, Unavailable):
+                told[name] = None
+                continue
+            value = reply.get(name.encode(), reply.get(name)) if isinstance(reply, dict) else reply[1]
+            told[name] = value.decode() if isinstance(value, bytes) else value
+        return told
+
     def blocking_client(self, block_s: float) -> redis.asyncio.Redis:
         """A client of its own for reads that block up to `block_s`; the caller closes it."""
         return redis.asyncio.Redis.from_url(

@@ -50,12 +50,10 @@ class ToolEnded(_Frozen):
 
 
 class HandedOff(_Frozen):
-    """The agent that goes on from here, and the output item of the hand-off's call."""
+    """The agent that goes on from here."""
 
     kind: Literal["handoff"] = "handoff"
     agent: str
-    call_id: str
-    item: Item
 
 
 class Steered(_Frozen):
@@ -113,9 +111,9 @@ def journal_items(journal: Sequence[JournalEntry]) -> list[Item]:
         match entry:
             case ModelTurn():
                 items.extend(entry.items)
-            case ToolEnded() | HandedOff() | Steered():
+            case ToolEnded() | Steered():
                 items.append(entry.item)
-            case ToolStarted() | Decided():
+            case ToolStarted() | HandedOff() | Decided():
                 pass
     return items
 
@@ -149,8 +147,23 @@ def call_id_of(item: Item) -> str | None:
 def open_calls(items: Iterable[Item]) -> list[Item]:
     """The calls among the items that have no output, in order."""
     items = list(items)
-    closed = {str(item.get("call_id")) for item in items if item.get("type") in _OUTPUTS}
-    return [item for item in items if (call := call_id_of(item)) is not None and call not in closed]
+    outputs = _outputs_of_calls(items)
+    return [item for place, item in enumerate(items) if call_id_of(item) is not None and place not in outputs]
+
+
+def _outputs_of_calls(items: Sequence[Item]) -> dict[int, Item]:
+    """The output of each call that has one, by the call's place; some servers use an id again in a later turn."""
+    unused: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.get("type") in _OUTPUTS:
+            unused.setdefault(str(item.get("call_id")), []).append(place)
+    outputs: dict[int, Item] = {}
+    for place, item in enumerate(items):
+        waiting = unused.get(call_id_of(item) or "")
+        if waiting:
+            behind = next((n for n, output in enumerate(waiting) if output > place), 0)
+            outputs[place] = items[waiting.pop(behind)]
+    return outputs
 
 
 def repair(items: Iterable[Item], started: Iterable[str] = ()) -> list[Item]:
@@ -161,33 +174,28 @@ def repair(items: Iterable[Item], started: Iterable[str] = ()) -> list[Item]:
     """
     items = list(items)
     may_have_run = set(started)
-    outputs: dict[str, Item] = {}
-    for item in items:
-        if item.get("type") in _OUTPUTS:
-            outputs.setdefault(str(item.get("call_id")), item)
+    outputs = _outputs_of_calls(items)
     repaired: list[Item] = []
-    pending: list[Item] = []
-    seen: set[str] = set()
-    for item in items:
-        if item.get("type") in _OUTPUTS:
-            repaired.extend(pending)  # an output ends its turn: the calls after it are of the next one
-            pending = []
-            continue
+    pending: dict[str, Item] = {}  # outputs of the calls of the turn at hand, by call id
+    for place, item in enumerate(items):
         call_id = call_id_of(item)
-        if call_id is None:
-            if item.get("type") != "reasoning":  # reasoning between parallel calls belongs to the same model turn
-                repaired.extend(pending)
-                pending = []
-        elif call_id in seen:
+        if call_id is not None:
+            if call_id not in pending:
+                pending[call_id] = outputs.get(place) or closing(item, may_have_run=call_id in may_have_run)
+                repaired.append(item)
             continue
-        else:
-            seen.add(call_id)
-            pending.append(outputs.get(call_id) or _closing(item, call_id in may_have_run))
-        repaired.append(item)
-    return repaired + pending
+        is_output = item.get("type") in _OUTPUTS
+        # an output ends its turn; reasoning between parallel calls does not
+        if is_output or item.get("type") != "reasoning":
+            repaired.extend(pending.values())
+            pending = {}
+        if not is_output:
+            repaired.append(item)
+    return [*repaired, *pending.values()]
 
 
-def _closing(call: Item, may_have_run: bool) -> Item:
+def closing(call: Item, *, may_have_run: bool) -> Item:
+    """The output item that closes a call nobody saw the end of."""
     text = UNKNOWN if may_have_run else NOT_RUN
     kind = str(call["type"])
     output: Item = {"type": _OUTPUT_OF[kind], "call_id": call["call_id"], "output": text}
