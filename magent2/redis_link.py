@@ -76,7 +76,7 @@ def without_password(url: str) -> str:
     """The URL as it may be shown and logged."""
     parts = urlsplit(url)
     if parts.password is None:
-        return url
+        return urlunsplit((*parts[:3], "", ""))  # redis-py takes a password from the query too
     host = f"{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
     return urlunsplit((parts.scheme, f"{parts.username or ''}:***@{host}", parts.path, "", ""))
 

@@ -269,6 +269,8 @@ class MemoryBus:
             if fence is not None and (repeated := _check(t, fence)) is not None:
                 return repeated
             if dedup is not None and (earlier := self._earlier(topic, dedup, now)) is not None:
+                if fence is not None:  # the writer is the newest all the same: from here on an older one is refused
+                    t.fences[fence.writer] = (fence.token, fence.seq, earlier)
                 return earlier
             appended = self._extend(t, data, forever, dedup.origin if dedup else "")
             t.expires = float("inf") if forever else now + self.config.stream_ttl_s

@@ -541,6 +541,13 @@ async def test_an_older_fence_is_refused_and_writes_nothing(bus: Bus, topic: str
     assert [entry.data for entry in await bus.read(topic)] == [b"old", b"new", b"other"]
 
 
+async def test_a_fenced_append_answered_by_dedup_fences_all_the_same(bus: Bus, topic: str) -> None:
+    await bus.append(topic, b"1", dedup=Dedup("id"))
+    await bus.append(topic, b"1", dedup=Dedup("id"), fence=Fence("w", "2", 1))
+    with pytest.raises(LeaseLost):
+        await bus.append(topic, b"stale", fence=Fence("w", "1", 1))
+
+
 async def test_an_append_repeated_after_a_lost_answer_makes_no_second_entry(bus: Bus, topic: str) -> None:
     first = await bus.append(topic, b"1", b"2", fence=Fence("w", "1", 1))
     again = await bus.append(topic, b"1", b"2", fence=Fence("w", "1", 1))
