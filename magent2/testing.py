@@ -12,6 +12,7 @@ from magent2.bus.memory import MemoryBus
 from magent2.conversations import Conversations
 from magent2.gateway.app import create_app
 from magent2.gateway.server import Server, bind
+from magent2.gateway.streams import Streams
 from magent2.runner.echo import EchoRunner
 from magent2.runner.interface import Parked, Result, Runner, Turn
 from magent2.settings import GatewayConfig, WorkerConfig
@@ -50,6 +51,7 @@ class Service:
 
     base_url: str
     conversations: Conversations
+    streams: Streams
     worker: Worker | None
 
 
@@ -86,7 +88,7 @@ async def running(
     try:
         while not server.started and not serving.done():  # noqa: ASYNC110  uvicorn has no event for it
             await asyncio.sleep(0.002)
-        yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", conversations, made)
+        yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", conversations, app.state.streams, made)
     finally:
         if made is not None and working is not None:
             made.stop()

@@ -44,7 +44,6 @@ def create_app(
         exception_handlers={Exception: problems.answer, **dict.fromkeys(problems.HANDLED, problems.answer)},
         middleware=[Middleware(Access, config)],
         lifespan=lifespan,
-        max_body_size=config.max_body_bytes,
     )
     app.state.streams = streams
     app.state.config = config

@@ -20,6 +20,7 @@ from magent2.models.envelope import NAME, MessageEnvelope
 from magent2.settings import GatewayConfig
 
 READY_S = 1.5
+RECEIVE_S = 15.0
 SEND_TIMEOUT_S = 30.0
 _ID = re.compile(rf"{NAME}\Z")
 _CURSOR_LENGTH = 64
@@ -29,7 +30,7 @@ async def send(request: Request) -> Response:
     """`POST /send`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "send application/json")
-    envelope = MessageEnvelope.model_validate_json(await request.body())
+    envelope = MessageEnvelope.model_validate_json(await _body(request))
     accepted = await _conversations(request).send(envelope)
     return JSONResponse({"status": "ok", **asdict(accepted)})
 
@@ -67,6 +68,24 @@ async def ready(request: Request) -> Response:
     except (Unavailable, TimeoutError):
         raise Problem(503, "not_ready", "bus: cannot be reached", Retry_After="1") from None
     return JSONResponse({"status": "ok", "checks": {"bus": "ok"}})
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body, never more than the limit in memory, within the deadline."""
+    config: GatewayConfig = request.app.state.config
+    too_large = Problem(413, "too_large", f"the body may have {config.max_body_bytes} bytes")
+    if int(request.headers.get("content-length", 0)) > config.max_body_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(RECEIVE_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > config.max_body_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise Problem(408, "too_slow", f"the body did not arrive within {RECEIVE_S:g} s", Connection="close") from None
+    return bytes(body)
 
 
 def _conversations(request: Request) -> Conversations:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from magent2.errors import BadCursor, DedupConflict, KeyBusy, Magent2Error, QueueFull, Rejected, Unavailable
@@ -28,7 +28,7 @@ class Problem(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-HANDLED: tuple[type[Exception], ...] = (Problem, HTTPException, ValidationError, Magent2Error)
+HANDLED: tuple[type[Exception], ...] = (Problem, HTTPException, ValidationError, ClientDisconnect, Magent2Error)
 """Errors that are answers; anything else is a defect, answered 500 and logged."""
 
 
@@ -44,6 +44,8 @@ def as_problem(error: Exception) -> Problem:
             return _invalid(error)
         case BadCursor():
             return Problem(400, "bad_cursor", "not a cursor: take one from the `id:` of an event")
+        case ClientDisconnect():
+            return Problem(400, "gone", "the client closed the connection")
         case DedupConflict():
             return Problem(409, "id_conflict", "this id was used before with other content")
         case KeyBusy():
