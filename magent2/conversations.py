@@ -107,11 +107,11 @@ async def patiently(act: Callable[[], Awaitable[T]], lost: asyncio.Event) -> T:
     """Do what may be repeated until the server answers. Raises `LeaseLost` once the job is lost."""
     tries = 0
     while True:
+        if lost.is_set():
+            raise LeaseLost
         try:
             return await act()
         except Unavailable:
-            if lost.is_set():
-                raise LeaseLost from None
             await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
             tries += 1
 
@@ -136,6 +136,10 @@ class Inbox:
             except ValidationError:
                 await self._conversations.bury_undecodable(self._agent, delivery)
         return jobs
+
+    async def stop(self) -> None:
+        """Receive nothing more, and hand back at once what no `receive` returned. The jobs received stay one's own."""
+        await self._consumer.stop()
 
 
 class Conversations:

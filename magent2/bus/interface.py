@@ -142,6 +142,9 @@ class Consumer(Protocol):
         Cancelling it loses nothing: what arrived meanwhile is in the next call.
         """
 
+    async def stop(self) -> None:
+        """Receive nothing more, and hand back at once what arrived and no `receive` returned. Leases go on."""
+
 
 class Subscription(Protocol):
     """One reader of a topic."""

@@ -413,6 +413,9 @@ class MemoryConsumer:
                     with self._bus._lock:
                         self._bus._queues[self._queue].bell.forget(bell)
 
+    async def stop(self) -> None:
+        """Nothing arrives that no `receive` returns."""
+
     async def close(self) -> None:
         """Hand back what was received and not settled."""
         for delivery in self._handed:

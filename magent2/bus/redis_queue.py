@@ -150,12 +150,18 @@ class RedisConsumer:
             if delivery in self._arrived:
                 self._arrived.remove(delivery)
 
+    async def stop(self) -> None:
+        self._closing = True
+        await self._end_reading()
+        while self._arrived:
+            with contextlib.suppress(LeaseLost, Unavailable):
+                await self._arrived.popleft().release()
+
     async def close(self) -> None:
         """Hand back what was received and not settled, and leave the group."""
-        self._closing = True
         if self._leases is not None:
             self._leases.stop()  # first: were this cancelled, the thread would hold the leases for ever
-        await self._end_reading()
+        await self.stop()
         for delivery in list(self._open.values()):
             # who cannot be reached now gets it back when the lease lapses
             with contextlib.suppress(LeaseLost, Unavailable):

@@ -67,11 +67,10 @@ class Worker:
                 receiving = asyncio.create_task(inbox.receive(self._config.concurrency - len(self._running)))
                 await asyncio.wait({receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if not receiving.done():
-                    # nothing is lost: what arrives meanwhile stays in the consumer, which hands it back
                     receiving.cancel()
                     await asyncio.wait({receiving})
                     if receiving.cancelled():
-                        return
+                        return  # nothing is lost: `stop` hands back what arrived meanwhile
                 try:
                     jobs = receiving.result()
                 except Unavailable as error:
@@ -82,11 +81,16 @@ class Worker:
                     await self._start(job, stopping)
         finally:
             stopping.cancel()
+            await inbox.stop()
 
     async def _start(self, job: Job, stopping: asyncio.Task[bool]) -> None:
         alone = job.attempt >= _ALONE_FROM_ATTEMPT
         if alone:
             await self._until_fewer(0, stopping)
+        if self._stopping.is_set():
+            with contextlib.suppress(LeaseLost, Unavailable):
+                await job.release()
+            return
         task = asyncio.create_task(self._handle(job), name=f"magent2-run-{job.run_id}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)

@@ -124,6 +124,7 @@ async def is_blocked(client: redis.Redis) -> bool:
 # answers that get lost
 
 
+@pytest.mark.promise("bus.append_once")
 async def test_an_append_repeated_after_its_answer_was_lost_makes_no_second_entry(proxy: Proxy, topic: str) -> None:
     async with redis_bus(proxy.url) as bus:
         await bus.append(topic, b"0", fence=Fence("w", "1", 1))
@@ -186,6 +187,7 @@ async def test_a_settle_whose_answer_was_lost_may_be_repeated(proxy: Proxy, queu
 # readers and their connection
 
 
+@pytest.mark.promise("bus.follow")
 async def test_readers_see_each_entry_once_while_connections_are_killed_and_readers_come_and_go(
     redis_server: RedisServer,
 ) -> None:
@@ -407,6 +409,7 @@ async def test_text_that_is_no_utf8_fails_its_own_call_only(bus: RedisBus, queue
 # a server that forgets
 
 
+@pytest.mark.promise("bus.flush")
 async def test_a_flush_loses_what_was_held_and_the_consumer_goes_on(own_server: RedisServer, queue: str) -> None:
     with admin(own_server) as client:
         async with redis_bus(own_server.url) as bus:
@@ -442,6 +445,7 @@ async def test_what_is_enqueued_after_a_flush_before_there_is_a_group_is_deliver
                 assert delivery.data == b"1"
 
 
+@pytest.mark.promise("bus.flush")
 async def test_a_reader_is_told_after_a_flush(own_server: RedisServer, topic: str) -> None:
     with admin(own_server) as client:
         async with redis_bus(own_server.url) as bus, bus.subscribe(topic) as subscription:
@@ -489,6 +493,7 @@ async def test_keys_do_not_stay_blocked_when_the_ready_stream_is_lost(own_server
 # a server that goes away
 
 
+@pytest.mark.promise("bus.restart")
 async def test_a_killed_server_comes_back_with_all_it_acknowledged(
     own_redis_server: RedisServer, queue: str, topic: str
 ) -> None:
@@ -570,6 +575,7 @@ async def test_a_paused_server_delays_and_then_is_unavailable(
             assert await data_of(bus, topic) == [b"0", b"1"]
 
 
+@pytest.mark.promise("bus.full")
 async def test_a_full_server_refuses_and_writes_nothing_by_halves(
     own_server: RedisServer, queue: str, topic: str
 ) -> None:
@@ -625,6 +631,7 @@ async def test_a_read_only_replica_is_unavailable(own_server: RedisServer, queue
             assert await data_of(bus, topic) == [b"0", b"1"]
 
 
+@pytest.mark.promise("bus.password")
 async def test_a_wrong_password_is_unavailable_and_not_shown(own_server: RedisServer, queue: str, topic: str) -> None:
     with admin(own_server) as client:
         client.config_set("requirepass", "right")
@@ -668,6 +675,7 @@ def rival(url: str, queue: str) -> Iterator[threading.Event]:
         thread.join(10)
 
 
+@pytest.mark.promise("bus.renewal")
 async def test_a_blocked_event_loop_keeps_its_leases(redis_server: RedisServer, bus: RedisBus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1")
     async with bus.consume(queue) as consumer:
@@ -678,6 +686,7 @@ async def test_a_blocked_event_loop_keeps_its_leases(redis_server: RedisServer, 
             await held.ack()
 
 
+@pytest.mark.promise("bus.stall")
 async def test_a_loop_that_stalls_too_long_loses_its_leases(redis_server: RedisServer, queue: str) -> None:
     async with redis_bus(redis_server.url, stall_s=0.2) as bus:
         await bus.enqueue(queue, "k", b"1")
@@ -816,6 +825,7 @@ async def lines(process: asyncio.subprocess.Process, n: int) -> list[str]:
         return [(await process.stdout.readline()).decode().strip() for _ in range(n)]
 
 
+@pytest.mark.promise("bus.redelivery")
 async def test_what_a_killed_process_held_goes_to_another(redis_server: RedisServer, bus: RedisBus, queue: str) -> None:
     for n in range(3):
         await bus.enqueue(queue, f"k{n}", b"%d" % n)
@@ -833,6 +843,7 @@ async def test_what_a_killed_process_held_goes_to_another(redis_server: RedisSer
                 await delivery.ack()
 
 
+@pytest.mark.promise("bus.fence")
 async def test_a_process_stopped_past_its_lease_settles_nothing(
     redis_server: RedisServer, bus: RedisBus, queue: str
 ) -> None:

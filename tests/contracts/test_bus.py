@@ -105,6 +105,7 @@ async def take(bus: Bus, topic: str, n: int, after: Cursor = "") -> list[Entry]:
 # the queue
 
 
+@pytest.mark.promise("bus.fifo")
 async def test_messages_of_a_key_come_in_order_over_all_consumers(bus: Bus, queue: str) -> None:
     for n in range(30):
         await bus.enqueue(queue, f"k{n % 3}", b"%d" % n)
@@ -127,6 +128,7 @@ async def test_messages_of_a_key_come_in_order_over_all_consumers(bus: Bus, queu
     assert seen == {f"k{k}": list(range(k, 30, 3)) for k in range(3)}
 
 
+@pytest.mark.promise("bus.one_in_flight")
 async def test_one_message_of_a_key_is_in_flight_over_all_consumers(bus: Bus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1")
     await bus.enqueue(queue, "k", b"2")
@@ -144,6 +146,7 @@ async def test_one_message_of_a_key_is_in_flight_over_all_consumers(bus: Bus, qu
         assert (depth.waiting, depth.in_flight) == (1, 2)
 
 
+@pytest.mark.promise("bus.redelivery")
 async def test_a_lapsed_lease_is_delivered_again_with_the_next_attempt(short_lease_bus: Bus, queue: str) -> None:
     await short_lease_bus.enqueue(queue, "k", b"1")
 
@@ -156,6 +159,7 @@ async def test_a_lapsed_lease_is_delivered_again_with_the_next_attempt(short_lea
         await second.ack()
 
 
+@pytest.mark.promise("bus.fence")
 async def test_a_stale_delivery_settles_nothing(short_lease_bus: Bus, queue: str) -> None:
     await short_lease_bus.enqueue(queue, "k", b"1")
 
@@ -183,6 +187,7 @@ async def test_a_redelivery_to_the_same_consumer_fences_its_earlier_delivery(sho
         await current.ack()
 
 
+@pytest.mark.promise("bus.renewal")
 async def test_a_renewed_lease_outlives_its_length(short_lease_bus: Bus, queue: str) -> None:
     await short_lease_bus.enqueue(queue, "k", b"1")
 
@@ -221,6 +226,7 @@ async def test_nack_delivers_again_and_counts(bus: Bus, queue: str) -> None:
         assert (again.data, again.attempt, again.starts) == (b"1", 2, 2)
 
 
+@pytest.mark.promise("bus.delay")
 async def test_a_delayed_nack_blocks_its_key_and_comes_back(bus: Bus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1")
     await bus.enqueue(queue, "k", b"2")
@@ -235,6 +241,7 @@ async def test_a_delayed_nack_blocks_its_key_and_comes_back(bus: Bus, queue: str
         assert (again.data, again.attempt) == (b"1", 2)
 
 
+@pytest.mark.promise("bus.release")
 async def test_release_hands_back_uncounted_before_what_waits_behind(bus: Bus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1")
     await bus.enqueue(queue, "k", b"2")
@@ -248,6 +255,7 @@ async def test_release_hands_back_uncounted_before_what_waits_behind(bus: Bus, q
         assert again.token > first.token
 
 
+@pytest.mark.promise("bus.park")
 async def test_a_parked_key_waits_for_wake_and_counts_nothing(bus: Bus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1")
     await bus.enqueue(queue, "k", b"2")
@@ -272,6 +280,7 @@ async def receive_all(consumer: object, n: int) -> list[Delivery]:
     return got
 
 
+@pytest.mark.promise("bus.park")
 async def test_a_parked_key_comes_back_when_its_time_is_over(bus: Bus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1")
 
@@ -283,6 +292,7 @@ async def test_a_parked_key_comes_back_when_its_time_is_over(bus: Bus, queue: st
         assert (again.attempt, again.starts) == (1, 2)
 
 
+@pytest.mark.promise("bus.park")
 async def test_a_wake_before_the_park_makes_it_return_at_once(bus: Bus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1")
 
@@ -331,6 +341,7 @@ async def test_a_wake_does_not_carry_over_to_the_next_delivery(short_lease_bus: 
         assert (await bus.depth(queue)).parked == 1
 
 
+@pytest.mark.promise("bus.cancel")
 async def test_a_cancelled_receive_loses_nothing(bus: Bus, queue: str) -> None:
     seen: list[int] = []
     async with bus.consume(queue) as consumer:
@@ -382,6 +393,23 @@ async def test_leaving_after_the_lease_lapsed_hands_back_all_the_same(short_leas
         assert (again.data, again.starts) == (b"1", 2)
 
 
+async def test_a_stopped_consumer_hands_back_what_it_did_not_return_and_keeps_what_it_did(bus: Bus, queue: str) -> None:
+    await bus.enqueue(queue, "k", b"held")
+    async with bus.consume(queue) as stopping, bus.consume(queue) as other:
+        [held] = await receive(stopping)
+        waiting = asyncio.create_task(stopping.receive(5))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await bus.enqueue(queue, "l", b"late")
+        await stopping.stop()
+        [late] = await receive(other)
+
+        assert (late.data, late.attempt) == (b"late", 1)
+        await held.ack()
+
+
+@pytest.mark.promise("bus.bounds")
 async def test_the_queue_and_each_key_are_bounded(make_bus: MakeBus, queue: str) -> None:
     bus = await make_bus(key_backlog=2, queue_backlog=5)
     for n in range(3):
@@ -399,6 +427,7 @@ async def test_the_queue_and_each_key_are_bounded(make_bus: MakeBus, queue: str)
     await bus.enqueue(queue, "n", b"room again")
 
 
+@pytest.mark.promise("bus.idle")
 async def test_enqueue_only_if_idle_refuses_a_key_with_work(bus: Bus, queue: str) -> None:
     await bus.enqueue(queue, "k", b"1", only_if_idle=True)
     with pytest.raises(KeyBusy):
@@ -413,6 +442,7 @@ async def test_enqueue_only_if_idle_refuses_a_key_with_work(bus: Bus, queue: str
     await bus.enqueue(queue, "k", b"5", only_if_idle=True)
 
 
+@pytest.mark.promise("bus.idle")
 async def test_only_one_of_many_wins_an_idle_key(bus: Bus, queue: str) -> None:
     results = await asyncio.gather(
         *(bus.enqueue(queue, "k", b"%d" % n, only_if_idle=True) for n in range(20)), return_exceptions=True
@@ -433,6 +463,7 @@ async def _older(bus: Bus, queue: str, age_s: float) -> bool:
     return (await bus.depth(queue)).oldest_age_s > age_s
 
 
+@pytest.mark.promise("bus.opaque")
 async def test_payloads_are_opaque_bytes(bus: Bus, queue: str, topic: str) -> None:
     hostile = bytes(range(256)) + "\u2028\r\n 1-1:5".encode()
     await bus.enqueue(queue, "k", hostile)
@@ -487,6 +518,7 @@ async def test_garbage_is_no_cursor(bus: Bus, topic: str, garbage: str) -> None:
             pass
 
 
+@pytest.mark.promise("bus.expired")
 async def test_a_cursor_whose_entry_is_not_kept_has_expired(make_bus: MakeBus, topic: str) -> None:
     bus = await make_bus(stream_maxlen=100)
     first = await bus.append(topic, b"first")
@@ -506,6 +538,7 @@ async def test_a_cursor_whose_entry_is_not_kept_has_expired(make_bus: MakeBus, t
     assert caught.value.earliest is None
 
 
+@pytest.mark.promise("bus.forever")
 async def test_forever_neither_trims_nor_expires(make_bus: MakeBus, topic: str) -> None:
     bus = await make_bus(stream_maxlen=100, stream_ttl_s=0.05)
     for _ in range(30):
@@ -531,6 +564,7 @@ async def test_a_topic_expires_after_its_last_append(make_bus: MakeBus, topic: s
     assert [entry.data for entry in await bus.read(topic)] == [b"y"]
 
 
+@pytest.mark.promise("bus.fence")
 async def test_an_older_fence_is_refused_and_writes_nothing(bus: Bus, topic: str) -> None:
     await bus.append(topic, b"old", fence=Fence("w", "1", 1))
     await bus.append(topic, b"new", fence=Fence("w", "2", 1))
@@ -548,6 +582,7 @@ async def test_a_fenced_append_answered_by_dedup_fences_all_the_same(bus: Bus, t
         await bus.append(topic, b"stale", fence=Fence("w", "1", 1))
 
 
+@pytest.mark.promise("bus.append_once")
 async def test_an_append_repeated_after_a_lost_answer_makes_no_second_entry(bus: Bus, topic: str) -> None:
     first = await bus.append(topic, b"1", b"2", fence=Fence("w", "1", 1))
     again = await bus.append(topic, b"1", b"2", fence=Fence("w", "1", 1))
@@ -557,6 +592,7 @@ async def test_an_append_repeated_after_a_lost_answer_makes_no_second_entry(bus:
     assert [entry.data for entry in await bus.read(topic)] == [b"1", b"2", b"3"]
 
 
+@pytest.mark.promise("bus.dedup")
 async def test_dedup_returns_the_earlier_place(bus: Bus, topic: str) -> None:
     first = await bus.append(topic, b"1", dedup=Dedup("id", "digest"))
     await bus.append(topic, b"2")
@@ -568,6 +604,7 @@ async def test_dedup_returns_the_earlier_place(bus: Bus, topic: str) -> None:
     assert [entry.data for entry in await bus.read(topic)] == [b"1", b"2"]
 
 
+@pytest.mark.promise("bus.dedup")
 async def test_dedup_refuses_another_digest(bus: Bus, topic: str) -> None:
     await bus.append(topic, b"1", dedup=Dedup("id", "digest"))
     with pytest.raises(DedupConflict):
@@ -587,6 +624,7 @@ async def _forgotten(bus: Bus, topic: str) -> bool:
     return await bus.find(topic, "id") is None
 
 
+@pytest.mark.promise("bus.dedup")
 async def test_of_many_appends_with_one_id_one_lands(bus: Bus, topic: str) -> None:
     results = await asyncio.gather(*(bus.append(topic, b"x", dedup=Dedup("id")) for _ in range(20)))
 
@@ -611,6 +649,7 @@ async def test_a_subscription_starts_after_its_cursor(bus: Bus, topic: str) -> N
     assert [entry.data for entry in await take(bus, topic, 1, first.last)] == [b"2"]
 
 
+@pytest.mark.promise("bus.follow")
 async def test_readers_that_join_and_leave_at_random_see_each_entry_once(bus: Bus, topic: str) -> None:
     total = 300
 
@@ -633,6 +672,7 @@ async def test_readers_that_join_and_leave_at_random_see_each_entry_once(bus: Bu
     assert all(seen == list(range(total)) for seen in readers)
 
 
+@pytest.mark.promise("bus.follow")
 async def test_a_slow_reader_falls_back_to_replay_and_misses_nothing(bus: Bus, topic: str) -> None:
     big = b"x" * 40_000
     async with bus.subscribe(topic) as subscription:
@@ -649,6 +689,7 @@ async def test_a_slow_reader_falls_back_to_replay_and_misses_nothing(bus: Bus, t
     assert [entry.data.split(b":")[0] for entry in seen[1:]] == [b"%d" % n for n in range(40)]
 
 
+@pytest.mark.promise("bus.expired")
 async def test_a_reader_behind_the_trimmed_part_is_told(make_bus: MakeBus, topic: str) -> None:
     bus = await make_bus(stream_maxlen=100)
     async with bus.subscribe(topic) as subscription:
@@ -667,6 +708,7 @@ async def drain(batches: AsyncIterator[Sequence[Entry]]) -> None:
             pass
 
 
+@pytest.mark.promise("bus.threads")
 async def test_the_bus_serves_several_threads(bus: Bus, queue: str, topic: str, keeper: str) -> None:
     if keeper != "memory":
         return  # a Redis link belongs to one event loop; other threads make their own

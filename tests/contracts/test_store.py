@@ -181,6 +181,7 @@ async def test_a_put_with_the_version_that_is_there_writes(store: Store, scope: 
     assert await value(store, scope, "n") == b"2"
 
 
+@pytest.mark.promise("store.cas")
 async def test_a_put_with_another_version_conflicts_and_changes_nothing(store: Store, scope: str) -> None:
     first = await store.put(scope, "n", b"1")
     second = await store.put(scope, "n", b"2")
@@ -224,6 +225,7 @@ async def test_a_delete_may_expect_absence(store: Store, scope: str) -> None:
     assert await store.delete(scope, "n", expect=ABSENT) is False
 
 
+@pytest.mark.promise("store.version")
 async def test_a_version_is_not_used_again_after_a_delete(store: Store, scope: str) -> None:
     first = await store.put(scope, "n", b"1")
     await store.delete(scope, "n")
@@ -234,6 +236,7 @@ async def test_a_version_is_not_used_again_after_a_delete(store: Store, scope: s
         await store.put(scope, "n", b"2", expect=first)
 
 
+@pytest.mark.promise("store.version")
 async def test_a_version_is_not_used_again_after_expiry(keeper: Keeper, store: Store, scope: str) -> None:
     first = await store.put(scope, "n", b"1", ttl_s=SOON_S)
     await expire(keeper, store)
@@ -241,6 +244,7 @@ async def test_a_version_is_not_used_again_after_expiry(keeper: Keeper, store: S
     assert await store.put(scope, "n", b"1") > first
 
 
+@pytest.mark.promise("store.cas")
 async def test_of_fifty_equal_puts_one_wins(store: Store, scope: str) -> None:
     first = await store.put(scope, "n", b"start")
 
@@ -256,6 +260,7 @@ async def test_of_fifty_equal_puts_one_wins(store: Store, scope: str) -> None:
 # ---------------------------------------------------------------- expiry
 
 
+@pytest.mark.promise("store.expiry")
 async def test_an_expired_record_is_absent(keeper: Keeper, store: Store, scope: str) -> None:
     await store.put(scope, "n", b"1", ttl_s=SOON_S)
     await store.put(scope, "kept", b"2", ttl_s=LONG_S)
@@ -294,6 +299,7 @@ async def test_an_absent_ledger_is_empty(store: Store, scope: str) -> None:
     assert await store.find(scope, "l", "1") is None
 
 
+@pytest.mark.promise("store.order")
 async def test_entries_come_in_the_order_they_were_added(store: Store, scope: str) -> None:
     for n in (3, 1, 2, 10, 0):
         assert await store.add(scope, "l", str(n), b"%d" % n) is True
@@ -311,6 +317,7 @@ async def test_entries_may_start_anywhere(store: Store, scope: str) -> None:
     assert await store.entries(scope, "l", start=99) == []
 
 
+@pytest.mark.promise("store.once")
 async def test_an_id_is_added_once_and_keeps_its_first_data(store: Store, scope: str) -> None:
     assert await store.add(scope, "l", "1", b"first") is True
     assert await store.add(scope, "l", "1", b"second") is False
@@ -369,6 +376,7 @@ async def test_clearing_an_absent_ledger_is_nothing(store: Store, scope: str) ->
     assert await store.entries(scope, "l") == []
 
 
+@pytest.mark.promise("store.expiry")
 async def test_an_expired_ledger_forgets_its_ids(keeper: Keeper, store: Store, scope: str) -> None:
     await store.add(scope, "l", "1", b"1", ttl_s=SOON_S)
     await expire(keeper, store)
@@ -410,6 +418,7 @@ async def test_an_add_without_ttl_leaves_the_expiry(keeper: Keeper, store: Store
     assert await store.entries(scope, "l") == []
 
 
+@pytest.mark.promise("store.once")
 async def test_of_fifty_adds_of_one_id_one_is_appended(store: Store, scope: str) -> None:
     added = await asyncio.gather(*[store.add(scope, "l", "1", b"%d" % n) for n in range(50)])
 
@@ -433,6 +442,7 @@ async def fenced_writes(store: Store, scope: str, token: str | None) -> list[obj
     return [type(result) if isinstance(result, BaseException) else result for result in results]
 
 
+@pytest.mark.promise("store.fence")
 async def test_a_stale_token_is_refused_and_nothing_changed(keeper: Keeper, store: Store, scope: str) -> None:
     version = await store.put(scope, "n", b"1", token=NEW)
     await store.add(scope, "l", "1", b"1", token=NEW)
@@ -477,6 +487,7 @@ async def test_tokens_compare_as_strings(store: Store, scope: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["put", "delete", "add", "add again", "clear"])
+@pytest.mark.promise("store.fence")
 async def test_every_kind_of_write_raises_the_fence(store: Store, scope: str, kind: str) -> None:
     await store.add(scope, "l", "there", b"")
     writes: dict[str, Callable[[], Awaitable[object]]] = {
@@ -622,6 +633,7 @@ async def test_a_counter_starts_at_zero(store: Store, scope: str) -> None:
     assert await store.count(scope + "2", "c") == 1
 
 
+@pytest.mark.promise("store.count")
 async def test_no_count_is_lost_to_another(store: Store, scope: str) -> None:
     counts = await asyncio.gather(*[store.count(scope, "c") for _ in range(50)])
 
@@ -637,6 +649,7 @@ async def test_the_store_answers_a_ping(store: Store) -> None:
 
 
 @pytest.mark.parametrize("keeper", OUTLIVING, indirect=True)
+@pytest.mark.promise("store.shared")
 async def test_another_instance_sees_what_the_first_wrote(keeper: Keeper, store: Store, scope: str) -> None:
     version = await store.put(scope, "n", BINARY, token=NEW)
     await store.add(scope, "l", "1", b"1")

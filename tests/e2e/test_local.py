@@ -183,7 +183,7 @@ async def test_a_tool_that_raises_is_an_error_that_gives_no_secret_away(own: Run
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("fail 401", "model_error"), ("refuse never", "model_refusal"), ("incomplete", "model_error")],
+    [("fail 401", "model_error"), ("refuse never", "model_refusal")],
 )
 async def test_an_error_no_wait_will_help_ends_the_run_at_once(local: Running, command: str, code: str) -> None:
     events = await ask(local.client, f"error-{command.split()[0]}", command)
@@ -191,6 +191,15 @@ async def test_an_error_no_wait_will_help_ends_the_run_at_once(local: Running, c
     end = the_end(events)
     assert (end["event"], end.get("code"), end.get("retryable")) == ("error", code, False)
     assert [event["attempt"] for event in of_kind(events, "run_started")] == [1]
+
+
+async def test_an_answer_cut_off_at_the_models_limit_is_an_error(services: dict[str, Running]) -> None:
+    """On the Responses wire: on the other the SDK hides it, see `tests/runner/test_sdk_promises.py`."""
+    events = await ask(services["responses"].client, "cut-off", "incomplete")
+
+    end = the_end(events)
+    assert (end["event"], end.get("code"), end.get("retryable")) == ("error", "model_error", False)
+    assert "cut off at its token limit" in end["message"]
 
 
 async def test_a_server_error_is_tried_again_and_answered(local: Running) -> None:

@@ -56,6 +56,7 @@ async def test_a_server_that_is_gone_is_unavailable(own_redis_server: RedisServe
     await link.aclose()
 
 
+@pytest.mark.promise("store.survives")
 async def test_records_and_fence_outlive_the_server_process(own_redis_server: RedisServer) -> None:
     link = RedisLink(own_redis_server.url)
     store = RedisStore(link)

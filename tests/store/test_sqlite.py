@@ -71,6 +71,7 @@ async def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "store.db").exists()
 
 
+@pytest.mark.promise("store.survives")
 async def test_a_reopened_file_keeps_records_and_fence(path: Path) -> None:
     async with SqliteStore(path) as store:
         await store.put("s", "n", b"1", token="2")
@@ -115,6 +116,7 @@ async def test_a_folder_that_cannot_be_made_is_refused_by_name(path: Path) -> No
         await SqliteStore(path / "below" / "a-file.db").__aenter__()
 
 
+@pytest.mark.promise("store.file")
 async def test_the_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
     run_sql(path, "CREATE TABLE agent_sessions (id TEXT)")
 
