@@ -8,11 +8,13 @@ from urllib.parse import urlsplit
 
 from magent2.bus.interface import Bus
 from magent2.bus.memory import MemoryBus
+from magent2.conversations import Conversations
 from magent2.runner.config import RunnerConfig
 from magent2.runner.echo import EchoRunner
 from magent2.runner.interface import Runner
 from magent2.settings import Settings
 from magent2.store.interface import Store
+from magent2.tools.registry import ToolDeps, build
 
 
 @asynccontextmanager
@@ -39,10 +41,14 @@ async def make_backends(settings: Settings) -> AsyncIterator[tuple[Bus, Store]]:
         await link.aclose()
 
 
-def make_runner(config: RunnerConfig) -> Runner:
-    """The runner the configuration asks for. Raises `BadAgent` when the user's agent cannot be loaded."""
+def make_runner(config: RunnerConfig, conversations: Conversations, store: Store) -> Runner:
+    """The runner the configuration asks for. Raises `BadAgent` when the user's agent cannot be loaded.
+
+    An agent of the user's own brings its tools; it gets ours only where `AGENT_TOOLS` names them.
+    """
     if config.kind == "echo":
         return EchoRunner()
     from magent2.runner.openai import OpenAIRunner  # imports the SDK: seconds
 
-    return OpenAIRunner(config)
+    explicit = config.explicit_tools or config.agent is not None
+    return OpenAIRunner(config, build(ToolDeps(conversations, store), allowed=config.tools, explicit=explicit))

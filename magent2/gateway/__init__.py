@@ -1,1 +1,1 @@
-"""."""
+"""The gateway: messages in over HTTP, events out over SSE."""

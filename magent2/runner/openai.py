@@ -46,7 +46,7 @@ from magent2.runner.openai_events import (
     usage_of,
 )
 from magent2.runner.openai_models import make_client, make_provider, tap
-from magent2.runner.openai_tools import failures, function_tool_of, is_idempotent
+from magent2.runner.openai_tools import failures, function_tool_of
 from magent2.store.history import (
     UNKNOWN,
     HandedOff,
@@ -62,7 +62,7 @@ from magent2.store.history import (
     started_calls,
     user_item,
 )
-from magent2.tools.interface import Tool
+from magent2.tools.interface import Tool, is_idempotent
 
 BREATHE_TOKENS = 16
 """The SDK does not yield while its buffer holds chunks: without a pause now and then no other run gets a word in."""

@@ -1,20 +1,18 @@
-"""A `Tool` as a function tool of the SDK, and the mark that says a tool of the user's own is idempotent."""
+"""A `Tool` as a function tool of the SDK."""
 
 from __future__ import annotations
 
 import json
 import logging
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 from agents import FunctionTool
 from agents.tool_context import ToolContext
 
-from magent2.tools.interface import Tool
+from magent2.tools.interface import Tool, idempotent
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T", bound=FunctionTool)
 
 failures: ContextVar[dict[str, BaseException | None]] = ContextVar("magent2_tool_failures")
 """The calls of the run at hand that failed, by id: the SDK tells its hooks only what the model reads."""
@@ -41,14 +39,3 @@ def function_tool_of(tool: Tool) -> FunctionTool:
         needs_approval=tool.needs_approval,
     )
     return idempotent(made) if tool.idempotent else made
-
-
-def idempotent(tool: T) -> T:
-    """Say that a call of this tool may be run again when a crash left its outcome unknown."""
-    tool.magent2_idempotent = True  # type: ignore[attr-defined]
-    return tool
-
-
-def is_idempotent(tool: object) -> bool:
-    """Whether a call of this tool may be run again."""
-    return bool(getattr(tool, "magent2_idempotent", False))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 Invoke = Callable[[dict[str, Any]], Awaitable[str]]
 
@@ -24,3 +26,14 @@ class Tool:
     invoke: Invoke
     idempotent: bool = False
     needs_approval: bool = False
+
+
+def idempotent(tool: T) -> T:
+    """Say of a tool, one of the SDK's too, that a call whose outcome a crash left unknown may be run again."""
+    tool.magent2_idempotent = True  # type: ignore[attr-defined]
+    return tool
+
+
+def is_idempotent(tool: object) -> bool:
+    """Whether a call of this tool may be run again."""
+    return bool(getattr(tool, "magent2_idempotent", False))

@@ -51,8 +51,11 @@ async def _serve(settings: Settings, agent: str | None) -> signal.Signals:
     durability = await preflight.check_bus(settings)
     await _check_model(settings, config)
     logger.info("bus: %s", durability.sentence)
-    async with make_backends(settings) as (bus, store), opened(config) as runner:
-        worker = Worker(Conversations(bus), store, runner, settings.worker())
+    async with (
+        make_backends(settings) as (bus, store),
+        _opened(config, conversations := Conversations(bus), store) as runner,
+    ):
+        worker = Worker(conversations, store, runner, settings.worker())
         with told_to_stop(worker) as told:
             _say_start(settings, runner)
             await worker.run()
@@ -70,9 +73,9 @@ def _say_start(settings: Settings, runner: Runner) -> None:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: RunnerConfig) -> AsyncIterator[Runner]:
+async def _opened(config: RunnerConfig, conversations: Conversations, store: Store) -> AsyncIterator[Runner]:
     """The runner; a thread imports the SDK, so that the loop goes on meanwhile. Raises `BadAgent`."""
-    runner = await asyncio.to_thread(make_runner, config)
+    runner = await asyncio.to_thread(make_runner, config, conversations, store)
     try:
         yield runner
     finally:
@@ -83,7 +86,7 @@ async def work(settings: Settings, agent: str | None, conversations: Conversatio
                *, drain_s: Callable[[], float]) -> None:  # fmt: skip
     """Run a worker inside another service until `stop`, then for up to `drain_s` at that time."""
     config = settings.runner(agent)
-    async with opened(config) as runner:
+    async with _opened(config, conversations, store) as runner:
         worker = Worker(conversations, store, runner, settings.worker())
         _say_start(settings, runner)
         working = asyncio.create_task(worker.run())
