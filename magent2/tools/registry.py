@@ -56,6 +56,6 @@ def _built(name: str, point: EntryPoint, deps: ToolDeps) -> Sequence[Tool]:
     try:
         make: Build = point.load()
         return make(deps)
-    except Exception:  # noqa: BLE001  third-party code, whatever it raises: the other tools must not go with it
+    except Exception:  # third-party code may raise anything: the other tools must not go with it
         logger.warning("tool group %r cannot be loaded", name, exc_info=True)
         return ()

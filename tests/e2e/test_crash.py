@@ -138,9 +138,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
                 gateway = processes.gateway()
                 workers = [
                     processes.worker("stepper:agent", LET_GO=f"go-{number}", **more)
-                    for number, more in enumerate(
-                        ({}, {}, {"WORKER_DRAIN_SECONDS": "0.2"}, {"BUS_MAX_ATTEMPTS": "1"})
-                    )
+                    for number, more in enumerate(({}, {}, {"WORKER_DRAIN_SECONDS": "0.2"}, {"BUS_MAX_ATTEMPTS": "1"}))
                 ]
                 async with GatewayClient((await gateway.ready()).base_url) as client:
                     yield World(folder, processes, client, stub, gate, workers)

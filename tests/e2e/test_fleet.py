@@ -1,11 +1,10 @@
-"""Two gateways and three workers on one Valkey: many conversations at once, and readers that are cut off all the time."""
+"""Two gateways and three workers on one Valkey: many conversations at once, and readers that are cut off."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 import httpx
@@ -33,18 +32,18 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
-    with running_server(BINARIES[REDIS_NAMES[0]]) as server:
-        with starting(tmp_path_factory.mktemp("fleet"), REDIS_URL=server.url) as processes:
-            gateways = [processes.gateway() for _ in range(2)]
-            workers = [processes.worker() for _ in range(3)]
-            for worker in workers:
-                await worker.ready()
-            urls = [(await gateway.ready()).base_url for gateway in gateways]
-            async with GatewayClient(urls[0]) as first, GatewayClient(urls[1]) as second:
-                yield Fleet(first, second)
-            for process in (*workers, *gateways):
-                assert await process.stopped() == 0
-                assert "Traceback" not in process.said
+    folder = tmp_path_factory.mktemp("fleet")
+    with running_server(BINARIES[REDIS_NAMES[0]]) as server, starting(folder, REDIS_URL=server.url) as processes:
+        gateways = [processes.gateway() for _ in range(2)]
+        workers = [processes.worker() for _ in range(3)]
+        for worker in workers:
+            await worker.ready()
+        urls = [(await gateway.ready()).base_url for gateway in gateways]
+        async with GatewayClient(urls[0]) as first, GatewayClient(urls[1]) as second:
+            yield Fleet(first, second)
+        for process in (*workers, *gateways):
+            assert await process.stopped() == 0
+            assert "Traceback" not in process.said
 
 
 async def log_of(client: GatewayClient, conversation_id: str, until: str) -> list[StreamedEvent]:
@@ -86,11 +85,10 @@ async def read(
     frames: list[Frame] = []
     async with http.stream("GET", f"/stream/{conversation_id}", headers=headers, params=params) as response:
         parser = Parser()
-        async with aclosing(response.aiter_bytes()) as chunks:
-            async for chunk in chunks:
-                frames += parser.feed(chunk)
-                if len(frames) >= cut_after:
-                    break
+        async for chunk in response.aiter_bytes():
+            frames += parser.feed(chunk)
+            if len(frames) >= cut_after:
+                break
     return frames[:cut_after]  # what arrived behind the cut is lost with its connection
 
 

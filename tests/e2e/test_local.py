@@ -62,7 +62,7 @@ async def gated_stub() -> AsyncIterator[tuple[StubModel, asyncio.Event]]:
 
 @pytest.fixture(scope="module")
 async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Running]]:
-    """The built-in agent on both wires, and a user's own: started side by side, because importing the SDK takes long."""
+    """The built-in agent on both wires, and a user's own: started side by side, since importing the SDK takes long."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("responses", "chat_completions", "own")}
     (folders["own"] / "my_app.py").write_text(MY_APP, encoding="utf-8")
     async with gated_stub() as (stub, gate):
@@ -290,13 +290,16 @@ async def test_without_a_key_it_echoes_and_sigterm_ends_it_with_0(tmp_path: Path
 async def test_ctrl_c_ends_open_streams_cleanly_and_exits_130(tmp_path: Path) -> None:
     with starting(tmp_path) as processes:
         process = await processes.local().ready()
-        async with asyncio.timeout(15), httpx.AsyncClient(base_url=process.base_url, trust_env=False) as http:
-            async with http.stream("GET", "/stream/c1") as response:
-                chunks = response.aiter_bytes()
-                first = await anext(chunks)
-                process.signal(signal.SIGINT)
-                # a response that is cut off in the middle would raise RemoteProtocolError
-                rest = [chunk async for chunk in chunks]
+        async with (
+            asyncio.timeout(15),
+            httpx.AsyncClient(base_url=process.base_url, trust_env=False) as http,
+            http.stream("GET", "/stream/c1") as response,
+        ):
+            chunks = response.aiter_bytes()
+            first = await anext(chunks)
+            process.signal(signal.SIGINT)
+            # a response that is cut off in the middle would raise RemoteProtocolError
+            rest = [chunk async for chunk in chunks]
 
         assert first.startswith(b"retry:")
         assert rest == []

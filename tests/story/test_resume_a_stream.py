@@ -1,4 +1,4 @@
-"""Resuming: every event has a cursor, and whoever comes back with the last one seen misses nothing and sees none twice."""
+"""Resuming: every event has a cursor, and whoever comes back with the last one misses nothing and sees none twice."""
 
 from __future__ import annotations
 

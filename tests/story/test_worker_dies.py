@@ -38,9 +38,9 @@ async def test_another_worker_answers_what_the_first_one_began() -> None:
                 )
             await cut_off.wait()
 
-        async with running(ScriptedRunner(answers), bus=bus, store=store) as service:
-            async with GatewayClient(service.base_url) as client:
-                events = [event.data async for event in client.follow("c1", until=sent.message_id)]
+        second = running(ScriptedRunner(answers), bus=bus, store=store)
+        async with second as service, GatewayClient(service.base_url) as client:
+            events = [event.data async for event in client.follow("c1", until=sent.message_id)]
 
     assert [event["event"] for event in events] == [
         "user_message",
@@ -50,7 +50,7 @@ async def test_another_worker_answers_what_the_first_one_began() -> None:
         "token",
         "output",
     ]
-    first, second = (event for event in events if event["event"] == "run_started")
-    assert (first["attempt"], second["attempt"], second["resumed_turn"]) == (1, 2, 0)
-    assert first["run_id"] == second["run_id"]
+    before, after = (event for event in events if event["event"] == "run_started")
+    assert (before["attempt"], after["attempt"], after["resumed_turn"]) == (1, 2, 0)
+    assert before["run_id"] == after["run_id"]
     assert events[-1]["text"] == "The answer is 42"

@@ -21,7 +21,7 @@ async def invoke(arguments):
     return "done"
 
 def make(deps):
-    return [Tool(name, "A tool.", {"type": "object", "properties": {}}, invoke) for name in ("plant_seed", "plant_tree")]
+    return [Tool(name, "A tool.", {"type": "object"}, invoke) for name in ("plant_seed", "plant_tree")]
 
 def other(deps):
     return [Tool("dig", "A tool.", {"type": "object", "properties": {}}, invoke)]
