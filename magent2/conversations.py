@@ -309,7 +309,7 @@ class Conversations:
     async def _answered(self, topic: str, message_id: str, upto: Cursor) -> bool:
         """Whether the message's terminal event lies at or before the cursor."""
         end = parse_cursor(upto)
-        if end == (0, 0):
+        if end == (0, 0) or await self._comes_next(topic, message_id, upto):
             return False
         async for cursor, data in self._scan(topic):
             if parse_cursor(cursor) > end:
@@ -317,6 +317,14 @@ class Conversations:
             if _answers(data, message_id):
                 return True
         return False
+
+    async def _comes_next(self, topic: str, message_id: str, after: Cursor) -> bool:
+        """Whether the message itself is the first entry after the cursor, as it is behind the cursor `send` returns."""
+        try:
+            page = await self._bus.read(topic, after, 1)
+        except CursorExpired:
+            return False
+        return any(e.data.startswith(_USER_MESSAGE) and json.loads(e.data)["message_id"] == message_id for e in page)
 
     async def _newest_message(self, topic: str) -> str | None:
         newest = None
