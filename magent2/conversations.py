@@ -22,8 +22,9 @@ from magent2.bus import topics
 from magent2.bus.interface import START, Appended, Bus, Consumer, Cursor, Dedup, Delivery, QueueDepth, parse_cursor
 from magent2.errors import CursorExpired, DedupConflict, KeyBusy, LeaseLost, QueueFull, Rejected, Unavailable
 from magent2.middleware import Middleware, compose
+from magent2.models.command import Command
 from magent2.models.envelope import MessageEnvelope, Work
-from magent2.models.events import BaseEvent, ErrorEvent, GapEvent, UserMessageEvent, encode
+from magent2.models.events import BaseEvent, ControlEvent, ErrorEvent, GapEvent, UserMessageEvent, encode
 from magent2.models.run import Fence, current_run, run_id_of
 
 logger = logging.getLogger(__name__)
@@ -160,8 +161,17 @@ class Conversations:
         return await self._send(envelope)
 
     async def _accept(self, envelope: MessageEnvelope) -> Accepted:
-        if envelope.type == "control" or envelope.on_busy in ("interrupt", "steer"):
-            raise Rejected("run control is not part of this version yet", code="unsupported", status=422)
+        if envelope.type == "control":
+            return await self._control(envelope)
+        if envelope.on_busy == "steer":
+            raise Rejected("steer is not part of this version yet", code="unsupported", status=422)
+        accepted = await self._take(envelope)
+        if envelope.on_busy == "interrupt" and envelope.agent is not None:
+            await self._order(envelope, envelope.agent, accepted.cursor, "interrupted by a newer message")
+        return accepted
+
+    async def _take(self, envelope: MessageEnvelope) -> Accepted:
+        """Enqueue the message and write it into the log, unless it is known."""
         digest = envelope.digest()
         if known := await self._known(envelope, digest):
             return known
@@ -177,6 +187,44 @@ class Conversations:
         # accepted from here on: the worker writes the event too, so a crash before this line loses nothing
         entered = await self._enter(envelope, digest, origin)
         return _accepted(envelope, entered, duplicate=entered.duplicate and entered.origin != origin)
+
+    async def _control(self, envelope: MessageEnvelope) -> Accepted:
+        """Write the command into the log and hand it to whoever runs the conversation. Each step may be repeated."""
+        agent, run_id = envelope.agent, envelope.metadata.get("run_id")
+        if envelope.content != "cancel" or agent is None:
+            raise Rejected(f"{envelope.content} is not part of this version yet", code="unsupported", status=422)
+        if run_id is not None and not isinstance(run_id, str):
+            raise Rejected("metadata.run_id: a string", code="invalid", status=422)
+        said = ControlEvent(
+            conversation_id=envelope.conversation_id,
+            control_id=envelope.id,
+            command="cancel",
+            sender=envelope.sender,
+            state="accepted",
+            run_id=run_id,
+            agent=agent,
+        )
+        dedup = Dedup(_message_key(envelope), envelope.digest())
+        entered = await self._bus.append(topics.log(envelope.conversation_id), encode(said), dedup=dedup)
+        await self._order(envelope, agent, entered.last, f"cancelled by {envelope.sender}", run_id)
+        return _accepted(envelope, entered, duplicate=entered.duplicate)
+
+    async def _order(
+        self, envelope: MessageEnvelope, agent: str, place: Cursor, reason: str, run_id: str | None = None
+    ) -> None:
+        command = Command(
+            id=envelope.id,
+            command="cancel",
+            agent=agent,
+            sender=envelope.sender,
+            reason=reason,
+            place=place,
+            run_id=run_id,
+        )
+        topic = topics.commands(envelope.conversation_id)
+        await self._bus.append(topic, command.model_dump_json().encode(), dedup=Dedup(_message_key(envelope)))
+        # what waits for its time is received at once, and finds the command
+        await self._bus.wake(topics.queue(agent), envelope.conversation_id)
 
     async def _known(self, envelope: MessageEnvelope, digest: str) -> Accepted | None:
         known = await self._bus.find(topics.log(envelope.conversation_id), _message_key(envelope))
@@ -220,6 +268,37 @@ class Conversations:
         dedup = Dedup(_message_key(work.envelope), work.digest, work.origin)
         topic = topics.log(work.envelope.conversation_id)
         return await job.append(self._bus, topic, [encode(_entered(work.envelope))], dedup)
+
+    async def commands(self, job: Job) -> tuple[Sequence[Command], Cursor]:
+        """The commands of the job's conversation so far, and the place from which to follow what comes."""
+        entries = await self._bus.read(topics.commands(job.envelope.conversation_id), limit=_PAGE, last=True)
+        return [Command.model_validate_json(entry.data) for entry in entries], entries[-1].cursor if entries else START
+
+    async def follow_commands(self, job: Job, after: Cursor) -> AsyncGenerator[Command, None]:
+        """Commands of the job's conversation as they come, for ever."""
+        while True:
+            async with self._bus.subscribe(topics.commands(job.envelope.conversation_id), after) as subscription:
+                try:
+                    async for batch in subscription:
+                        for entry in batch:
+                            yield Command.model_validate_json(entry.data)
+                except CursorExpired:
+                    after = START
+
+    async def applied(self, job: Job, command: Command) -> None:
+        """Say in the log what a command did to the job."""
+        event = ControlEvent(
+            conversation_id=job.envelope.conversation_id,
+            control_id=command.id,
+            command=command.command,
+            sender=command.sender,
+            state="applied",
+            run_id=job.run_id,
+            message_id=job.envelope.id,
+            agent=job.agent,
+        )
+        dedup = Dedup(f"applied:{command.id}:{job.run_id}")
+        await job.append(self._bus, topics.log(job.envelope.conversation_id), [encode(event)], dedup)
 
     async def emit(self, job: Job, *events: BaseEvent) -> None:
         """Write what a run says, in order, under its fence. Raises `LeaseLost`."""
@@ -384,3 +463,8 @@ def _entered(envelope: MessageEnvelope) -> UserMessageEvent:
 def _answers(data: bytes, message_id: str) -> bool:
     """Whether this is the terminal event of that message. Our own encoding puts `event` first: no need to parse all."""
     return data.startswith(_TERMINAL) and json.loads(data).get("message_id") == message_id
+
+
+def place_of(cursor: Cursor) -> tuple[int, int]:
+    """A cursor of a log as something that compares: earlier is less."""
+    return parse_cursor(cursor)

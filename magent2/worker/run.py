@@ -11,11 +11,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
-from magent2.conversations import Conversations, Job, patiently
+from magent2.conversations import Conversations, Job, patiently, place_of
 from magent2.errors import DedupConflict, LeaseLost, RunFailed
+from magent2.models.command import Command
 from magent2.models.events import CancelledEvent, ErrorEvent, OutputEvent, TerminalEvent, encode
 from magent2.models.run import RunContext, current_run
 from magent2.runner.interface import Parked, Result, Runner, Turn
@@ -47,7 +49,10 @@ class _Known:
     """What the store knows when a delivery begins."""
 
     commits: Sequence[Commit]
-    journal: list[Journaled] = field(default_factory=list)
+    journal: Sequence[Journaled]
+    commands: Sequence[Command]
+    commands_seen: str  # the place from which to follow what comes
+    place: str  # of the message in the log
 
     def commit_of(self, job: Job) -> Commit | None:
         """The commit of this very message, when an earlier delivery got that far."""
@@ -56,9 +61,24 @@ class _Known:
                 return commit
         return None
 
+    def stops(self, command: Command, job: Job) -> bool:
+        """Whether a command means this job."""
+        if command.agent != job.agent:
+            return False
+        if command.run_id is not None:
+            return command.run_id == job.run_id
+        return place_of(self.place) <= place_of(command.place)
+
     def strikes(self, job: Job) -> int:
         """Counted deliveries since the last one that finished anything."""
         return job.attempt - (self.journal[-1].attempt if self.journal else 0)
+
+
+class _Stopped(Exception):
+    """A command stops the run."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
 
 
 class Run:
@@ -101,16 +121,14 @@ class Run:
             await self._give_up(failed, dead_letter=True)
             return
         try:
-            result = await self._run(known)
+            result = await self._unless_stopped(known)
         except RunFailed as failed:
             await self._failed(failed, strikes)
+        except _Stopped as stopped:
+            await self._stopped(stopped.command)
         else:
             output = OutputEvent(**self._stamp, text=result.text, usage=result.usage)
             await self._commit(result.items, output)
-
-    async def cancelled(self, reason: str) -> None:
-        """End the message as cancelled; the history keeps what was finished."""
-        await self._commit(self._items(), CancelledEvent(**self._stamp, reason=reason))
 
     async def _load(self) -> _Known:
         """Raise the store's fence, read what is known, and make sure the message is in the log: one round trip."""
@@ -122,15 +140,49 @@ class Run:
                 store.delete(job.scope, "guard", token=job.token),
                 store.entries(job.scope, _COMMITS),
                 store.entries(job.scope, self._journal_name),
+                self._conversations.commands(job),
             )
 
-        (_, commits, journal), _ = await asyncio.gather(patiently(load, job.lost), self._conversations.enter(job))
+        (_, commits, journal, commands), entered = await asyncio.gather(
+            patiently(load, job.lost), self._conversations.enter(job)
+        )
         known = _Known(
-            [Commit.model_validate_json(data) for data in commits],
-            [Journaled.model_validate_json(data) for data in journal],
+            commits=[Commit.model_validate_json(data) for data in commits],
+            journal=[Journaled.model_validate_json(data) for data in journal],
+            commands=commands[0],
+            commands_seen=commands[1],
+            place=entered.last,
         )
         self._entries = [journaled.entry for journaled in known.journal]
         return known
+
+    async def _unless_stopped(self, known: _Known) -> Result:
+        """Run, but for a command that came before or comes meanwhile. Raises `_Stopped`."""
+        for command in known.commands:
+            if known.stops(command, self.job):
+                raise _Stopped(command)
+        running = asyncio.create_task(self._run(known))
+        watching = asyncio.create_task(self._watch(known))
+        try:
+            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                watching.result()
+            return await running
+        finally:
+            await end(running)
+            await end(watching)
+
+    async def _watch(self, known: _Known) -> None:
+        async with aclosing(self._conversations.follow_commands(self.job, known.commands_seen)) as commands:
+            async for command in commands:
+                if known.stops(command, self.job):
+                    raise _Stopped(command)
+
+    async def _stopped(self, command: Command) -> None:
+        """End the message as cancelled; the history keeps what was finished."""
+        await self._log.flush()
+        await self._conversations.applied(self.job, command)
+        await self._commit(self._items(), CancelledEvent(**self._stamp, reason=command.reason))
 
     async def _run(self, known: _Known) -> Result:
         resumed_turn = sum(isinstance(entry, ModelTurn) for entry in self._entries)
@@ -228,3 +280,13 @@ class Run:
         if self._entries:
             await patiently(lambda: self._store.clear(job.scope, self._journal_name, token=job.token), job.lost)
         await job.ack()
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end, whatever it raises."""
+    while not task.done():
+        task.cancel()
+        # again: code below may have swallowed the first one, as `asyncio.wait_for` of Python 3.11 can
+        await asyncio.wait({task}, timeout=1.0)
+    if not task.cancelled():
+        task.exception()

@@ -12,7 +12,7 @@ from magent2.log import span
 from magent2.runner.interface import Runner
 from magent2.settings import WorkerConfig
 from magent2.store.interface import Store
-from magent2.worker.run import Run
+from magent2.worker.run import Run, end
 from magent2.worker.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -112,12 +112,12 @@ class Worker:
                 await asyncio.wait({answering, losing}, return_when=asyncio.FIRST_COMPLETED)
                 if not answering.done():
                     logger.warning("lease lost: stopping the run, another worker has it")
-                    await _end(answering)
+                    await end(answering)
                     return
                 answering.result()
             except asyncio.CancelledError:
                 # drained: the model stream and the tools end, and the job goes back untouched
-                await _end(answering)
+                await end(answering)
                 with contextlib.suppress(LeaseLost, Unavailable):
                     await job.release()
             except LeaseLost:
@@ -139,12 +139,3 @@ class Worker:
         if self._running:
             logger.info("handing back %d runs", len(self._running))
             await asyncio.wait(self._running)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end, whatever it raises."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=1.0)
-    if not task.cancelled():
-        task.exception()
