@@ -28,8 +28,7 @@ async def serve(settings: Settings, agent: str | None) -> int:
     config = settings.gateway()
     listener = bind(config, allow_anonymous=settings.magent2_allow_anonymous)
     runner = settings.runner(agent)
-    if runner.kind == "openai" and (agent is None or runner.base_url):
-        await preflight.check_model(settings)
+    await preflight.check_runner(settings, runner)
     url = f"http://{'localhost' if config.host == '127.0.0.1' else config.host}:{listener.getsockname()[1]}"
     who = runner.agent or (runner.model if runner.kind == "openai" else "echo: set OPENAI_API_KEY for a model")
     sys.stderr.write(f"magent2 local: {url}  agent {settings.agent_name} ({who})\n")

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from magent2.errors import Unavailable
+from magent2.runner.config import RunnerConfig, locate_agent
 from magent2.settings import Settings
 
 BUS_S = 4.0
@@ -56,6 +57,15 @@ def _durability(appendonly: str | None, appendfsync: str | None, policy: str | N
         case _:
             sentence = "no append-only file: a restart of the server loses what came since its last snapshot"
     return Durability(sentence, policy)
+
+
+async def check_runner(settings: Settings, config: RunnerConfig) -> None:
+    """Whether the runner can be made and has a model, before the SDK is imported. Raises `BadAgent`, `Unavailable`."""
+    if config.agent is not None:
+        locate_agent(config.agent)
+    # an agent of the user's own may talk to another server
+    if config.kind == "openai" and (config.agent is None or config.base_url):
+        await check_model(settings)
 
 
 async def check_model(settings: Settings) -> str:

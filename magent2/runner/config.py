@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
+
+from magent2.errors import BadAgent
 
 ModelApi = Literal["responses", "chat_completions"]
 
@@ -30,3 +34,22 @@ class RunnerConfig:
     def kind(self) -> Literal["echo", "openai"]:
         """The runner this configuration asks for."""
         return "openai" if self.agent or self.api_key or self.base_url else "echo"
+
+
+def locate_agent(spec: str) -> tuple[str, str]:
+    """The module and the attribute of a `module:attribute`, without importing it.
+
+    The current folder is searched first, as for `python -m`. Raises `BadAgent` in plain words.
+    """
+    module, colon, attribute = spec.partition(":")
+    if not (module and colon and attribute):
+        raise BadAgent(f"{spec!r} is not MODULE:ATTRIBUTE, for instance my_app:agent")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError):  # a parent package is missing, or it is no name at all
+        found = None
+    if found is None:
+        raise BadAgent(f"{spec}: there is no module {module!r} here")
+    return module, attribute

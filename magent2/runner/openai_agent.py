@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from agents import Agent, FunctionTool, Handoff
 
 from magent2.errors import BadAgent
-from magent2.runner.config import RunnerConfig
+from magent2.runner.config import RunnerConfig, locate_agent
 from magent2.runner.openai_models import tapped
 
 INSTRUCTIONS = "You are a helpful assistant."
@@ -46,15 +45,9 @@ def reachable(agent: Agent[Any]) -> dict[str, Agent[Any]]:
 
 
 def _imported(spec: str) -> Agent[Any]:
-    module_name, colon, attribute = spec.partition(":")
-    if not (module_name and colon and attribute):
-        raise BadAgent(f"{spec!r} is not MODULE:ATTRIBUTE, for instance my_app:agent")
-    if "" not in sys.path and "." not in sys.path:
-        sys.path.insert(0, "")  # the current folder, as for `python -m`
+    module_name, attribute = locate_agent(spec)
     try:
         found: Any = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise BadAgent(f"{spec}: there is no module {error.name!r} here") from None
     except Exception as error:
         raise BadAgent(f"{spec}: importing {module_name!r} raised {type(error).__name__}: {error}") from error
     for part in attribute.split("."):

@@ -49,7 +49,7 @@ def main(agent: str | None = None) -> None:
 async def _serve(settings: Settings, agent: str | None) -> signal.Signals:
     config = settings.runner(agent)
     durability = await preflight.check_bus(settings)
-    await _check_model(settings, config)
+    await preflight.check_runner(settings, config)
     logger.info("bus: %s", durability.sentence)
     async with (
         make_backends(settings) as (bus, store),
@@ -60,12 +60,6 @@ async def _serve(settings: Settings, agent: str | None) -> signal.Signals:
             _say_start(settings, runner)
             await worker.run()
         return told[0]
-
-
-async def _check_model(settings: Settings, config: RunnerConfig) -> None:
-    # an agent of the user's own may talk to another server
-    if config.kind == "openai" and (config.agent is None or config.base_url):
-        await preflight.check_model(settings)
 
 
 def _say_start(settings: Settings, runner: Runner) -> None:
