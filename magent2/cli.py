@@ -54,7 +54,7 @@ def local(agent: str | None) -> None:
         log.set_up(settings.log())
         from magent2.local import serve
 
-        sys.exit(asyncio.run(serve(settings, agent)))
+        asyncio.run(serve(settings, agent))
     except Magent2Error as error:
         _fail(str(error), exit_code(error))
 
@@ -77,7 +77,7 @@ def gateway() -> None:
         durability = asyncio.run(preflight.check_bus(settings))
     except Magent2Error as error:
         _fail(str(error), exit_code(error))
-    click.echo(f"gateway on http://{config.host}:{listener.getsockname()[1]} - bus: {durability.sentence}", err=True)
+    click.echo(f"gateway on http://{config.host}:{listener.getsockname()[1]} - bus: {durability}", err=True)
     server = Server(app_of(settings))
     asyncio.run(server.serve(sockets=[listener]))
     sys.exit(server.exit_code)

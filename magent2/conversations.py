@@ -8,10 +8,11 @@ middleware.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import uuid4
@@ -69,6 +70,7 @@ class Job:
         self.run_id = run_id_of(agent, work.envelope.conversation_id, work.envelope.id, work.generation)
         self.attempt = delivery.attempt
         self.starts = delivery.starts
+        self.lapses = delivery.lapses
         self.token = delivery.token
         self.lost = delivery.lost
         self._delivery = delivery
@@ -272,7 +274,8 @@ class Conversations:
     async def commands(self, job: Job) -> tuple[Sequence[Command], Cursor]:
         """The commands of the job's conversation so far, and the place from which to follow what comes."""
         entries = await self._bus.read(topics.commands(job.envelope.conversation_id), limit=_PAGE, last=True)
-        return [Command.model_validate_json(entry.data) for entry in entries], entries[-1].cursor if entries else START
+        known = [command for entry in entries if (command := _command(entry.data)) is not None]
+        return known, entries[-1].cursor if entries else START
 
     async def follow_commands(self, job: Job, after: Cursor) -> AsyncGenerator[Command, None]:
         """Commands of the job's conversation as they come, for ever."""
@@ -281,7 +284,9 @@ class Conversations:
                 try:
                     async for batch in subscription:
                         for entry in batch:
-                            yield Command.model_validate_json(entry.data)
+                            after = entry.cursor
+                            if (command := _command(entry.data)) is not None:
+                                yield command
                 except CursorExpired:
                     after = START
 
@@ -325,25 +330,27 @@ class Conversations:
 
     async def bury_undecodable(self, agent: str, delivery: Delivery) -> None:
         """Put bytes that are no message among the dead letters, and say so in the conversation they were for."""
-        conversation_id = delivery.key
+        conversation_id, bus = delivery.key, self._bus
         logger.error("undecodable message for %s in conversation %s", agent, conversation_id)
         record = {"agent": agent, "reason": "undecodable", "attempts": delivery.attempt, "raw": delivery.data.hex()}
-        dedup = Dedup(f"dead:{delivery.token}")
+        letter = json.dumps(record).encode()
+        dedup = Dedup(f"undecodable:{hashlib.sha256(delivery.data).hexdigest()}")
         error = ErrorEvent(
             conversation_id=conversation_id,
             run_id=run_id_of(agent, conversation_id, delivery.token, 0),
-            message_id="",
+            message_id=_salvaged_id(delivery.data),
             agent=agent,
             code="undecodable",
             message="a message in the queue could not be read; it is in the dead letters",
             retryable=False,
         )
         try:
-            await self._bus.append(topics.dead_letters(agent), json.dumps(record).encode(), dedup=dedup, forever=True)
-            await self._bus.append(topics.log(conversation_id), encode(error), dedup=dedup)
-            await delivery.ack()
-        except (Unavailable, LeaseLost):
-            logger.warning("it will be delivered again")
+            dead = topics.dead_letters(agent)
+            await patiently(lambda: bus.append(dead, letter, dedup=dedup, forever=True), delivery.lost)
+            await patiently(lambda: bus.append(topics.log(conversation_id), encode(error), dedup=dedup), delivery.lost)
+            await patiently(delivery.ack, delivery.lost)
+        except LeaseLost:
+            logger.warning("another worker has it")
 
     # out
 
@@ -359,15 +366,33 @@ class Conversations:
         parse_cursor(after)
         return self._follow(conversation_id, after, until)
 
+    async def open(
+        self, conversation_id: str, after: Cursor = "", *, until: str | None = None
+    ) -> AsyncGenerator[Sequence[Frame], None]:
+        """As `follow`, but with the end already looked up: a bus that is away raises `Unavailable` here."""
+        parse_cursor(after)
+        return self._until(conversation_id, after, await self._end(conversation_id, after, until))
+
+    async def _end(self, conversation_id: str, after: Cursor, until: str | None) -> str | None:
+        """The id of the message whose answer ends the stream; empty if there is nothing to wait for, None for never."""
+        topic = topics.log(conversation_id)
+        if until == "done":
+            until = await self._newest_message(topic) or ""
+        return "" if until and await self._answered(topic, until, after) else until
+
     async def _follow(
         self, conversation_id: str, after: Cursor, until: str | None
     ) -> AsyncGenerator[Sequence[Frame], None]:
+        end = await self._end(conversation_id, after, until)
+        async with aclosing(self._until(conversation_id, after, end)) as batches:
+            async for frames in batches:
+                yield frames
+
+    async def _until(
+        self, conversation_id: str, after: Cursor, until: str | None
+    ) -> AsyncGenerator[Sequence[Frame], None]:
         topic = topics.log(conversation_id)
-        if until == "done":
-            until = await self._newest_message(topic)
-            if until is None:
-                return
-        if until is not None and await self._answered(topic, until, after):
+        if until == "":
             return
         while True:
             async with self._bus.subscribe(topic, after) as subscription:
@@ -438,6 +463,22 @@ class Conversations:
     async def ready(self) -> None:
         """Return when the bus answers, else raise `Unavailable`."""
         await self._bus.ping()
+
+
+def _salvaged_id(data: bytes) -> str:
+    """The id of a message that cannot be decoded, where it shows; empty where it does not."""
+    try:
+        found = json.loads(data)["envelope"]["id"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def _command(data: bytes) -> Command | None:
+    try:
+        return Command.model_validate_json(data)
+    except ValidationError:  # of a newer release: not for this worker to judge
+        return None
 
 
 def _message_key(envelope: MessageEnvelope) -> str:

@@ -7,10 +7,11 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator
+from typing import NoReturn
 
 from starlette.applications import Starlette
 
-from magent2 import preflight
+from magent2 import log, preflight
 from magent2.conversations import Conversations
 from magent2.gateway.app import create_app
 from magent2.gateway.server import Server, bind
@@ -23,8 +24,8 @@ CTRL_C_DRAIN_S = 0.3
 """Nothing in memory outlives the process: Ctrl-C does not wait for runs."""
 
 
-async def serve(settings: Settings, agent: str | None) -> int:
-    """Serve until told to stop; the exit code. Raises `Magent2Error` for what keeps it from starting."""
+async def serve(settings: Settings, agent: str | None) -> NoReturn:
+    """Serve until told to stop, and end the process. Raises `Magent2Error` for what keeps it from starting."""
     config = settings.gateway()
     listener = bind(config, allow_anonymous=settings.magent2_allow_anonymous)
     runner = settings.runner(agent)
@@ -42,7 +43,7 @@ async def serve(settings: Settings, agent: str | None) -> int:
         await server.serve(sockets=[listener])
         stop.set()
         await working
-        return server.exit_code
+    log.leave(server.exit_code)
 
 
 def _app(settings: Settings, conversations: Conversations) -> Starlette:

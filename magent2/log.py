@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn
+from urllib.parse import urlsplit, urlunsplit
 
 log_ids: ContextVar[Mapping[str, str]] = ContextVar("magent2_log_ids", default={})  # noqa: B039  never changed in place
 """Ids every record made in this context carries, for instance `{"run_id": …}`."""
@@ -92,3 +94,19 @@ def span(name: str, **ids: str) -> Iterator[None]:
     finally:
         _logger.debug("%s took %.1f ms", name, (time.perf_counter() - start) * 1000)
         log_ids.reset(token)
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown and logged: no password, and no query, which may hold one."""
+    parts = urlsplit(url)
+    _, at, host = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, f"***@{host}" if at else host, parts.path, "", ""))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, everything written, without waiting for threads: a tool's cannot be stopped."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx
 
-from magent2.errors import Unavailable
+from magent2.errors import BadSettings, Unavailable
+from magent2.log import without_password
 from magent2.runner.config import RunnerConfig, locate_agent
 from magent2.settings import Settings
 
@@ -17,22 +17,20 @@ MODEL_S = 4.0
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-@dataclass(frozen=True, slots=True)
-class Durability:
-    """What a bus keeps when it dies. `policy` is the server's maxmemory-policy; None where it does not tell."""
+async def check_bus(settings: Settings) -> str:
+    """What the bus keeps when it dies, as a sentence, for a gateway or a worker of its own.
 
-    sentence: str
-    policy: str | None = None
-
-
-async def check_bus(settings: Settings) -> Durability:
-    """How durable the bus is. Raises `Unavailable` in plain words, without the password."""
+    Raises `Unavailable` and `BadSettings` in plain words, without the password.
+    """
     if urlsplit(settings.bus_url).scheme == "memory":
-        return Durability("in memory: messages and events end with this process, histories are kept in SQLite")
-    from magent2.redis_link import RedisLink, without_password
+        raise BadSettings("memory:// lives in one process: use `magent2 local`, or set REDIS_URL")
+    from magent2.redis_link import RedisLink
 
     url = without_password(settings.bus_url)
-    link = RedisLink(settings.bus_url)
+    try:
+        link = RedisLink(settings.bus_url)
+    except ValueError:
+        raise BadSettings(f"the bus URL {url} is not one redis-py understands") from None
     try:
         async with asyncio.timeout(BUS_S):
             facts = await link.server_config("appendonly", "appendfsync", "maxmemory-policy")
@@ -41,26 +39,31 @@ async def check_bus(settings: Settings) -> Durability:
         raise Unavailable(f"cannot reach the bus at {url} ({why}): is Redis running, is REDIS_URL right?") from None
     finally:
         await link.aclose()
-    return _durability(facts["appendonly"], facts["appendfsync"], facts["maxmemory-policy"])
+    if facts["maxmemory-policy"] not in (None, "noeviction"):
+        raise BadSettings(f"the bus at {url} has maxmemory-policy {facts['maxmemory-policy']}: set noeviction, "
+                          "else messages vanish")  # fmt: skip
+    return _durability(facts["appendonly"], facts["appendfsync"])
 
 
-def _durability(appendonly: str | None, appendfsync: str | None, policy: str | None) -> Durability:
+def _durability(appendonly: str | None, appendfsync: str | None) -> str:
     match (appendonly, appendfsync):
         case (None, _):
-            sentence = "the server does not tell how durable it is"
+            return "the server does not tell how durable it is"
         case ("yes", "always"):
-            sentence = "append-only file, synced before each answer: no accepted message is lost"
+            return "append-only file, synced before each answer: no accepted message is lost"
         case ("yes", "everysec"):
-            sentence = "append-only file, synced every second: a power cut may lose the last 2 s"
+            return "append-only file, synced every second: a power cut may lose the last 2 s"
         case ("yes", _):
-            sentence = "append-only file, synced when the system likes: a power cut may lose about 30 s"
-        case _:
-            sentence = "no append-only file: a restart of the server loses what came since its last snapshot"
-    return Durability(sentence, policy)
+            return "append-only file, synced when the system likes: a power cut may lose about 30 s"
+    return "no append-only file: a restart of the server loses what came since its last snapshot"
 
 
 async def check_runner(settings: Settings, config: RunnerConfig) -> None:
     """Whether the runner can be made and has a model, before the SDK is imported. Raises `BadAgent`, `Unavailable`."""
+    for name, value in (("AGENT_GUARDRAILS", settings.agent_guardrails),
+                        ("TOOLS_NEED_APPROVAL", settings.tools_need_approval)):  # fmt: skip
+        if value:  # what is meant to protect must not be skipped in silence
+            raise BadSettings(f"{name} is not part of this version yet")
     if config.agent is not None:
         locate_agent(config.agent)
     # an agent of the user's own may talk to another server
@@ -71,10 +74,11 @@ async def check_runner(settings: Settings, config: RunnerConfig) -> None:
 async def check_model(settings: Settings) -> str:
     """The model server's URL. Raises `Unavailable` when nothing answers there; any HTTP answer will do."""
     url = settings.openai_base_url or OPENAI_URL
+    shown = without_password(url)
     try:
         async with httpx.AsyncClient(timeout=MODEL_S) as client:
             await client.get(f"{url.rstrip('/')}/models")
     except httpx.HTTPError as error:
         hint = "is OPENAI_BASE_URL right?" if settings.openai_base_url else "is there a network?"
-        raise Unavailable(f"cannot reach the model at {url} ({type(error).__name__}): {hint}") from None
-    return url
+        raise Unavailable(f"cannot reach the model at {shown} ({type(error).__name__}): {hint}") from None
+    return shown

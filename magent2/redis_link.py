@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
@@ -70,15 +69,6 @@ class Script:
 def load_script(package: str, name: str) -> Script:
     """The script `scripts/<name>.lua` of a package."""
     return Script(name, (files(package) / "scripts" / f"{name}.lua").read_text(encoding="utf-8"))
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown and logged."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return urlunsplit((*parts[:3], "", ""))  # redis-py takes a password from the query too
-    host = f"{parts.hostname or ''}" + (f":{parts.port}" if parts.port else "")
-    return urlunsplit((parts.scheme, f"{parts.username or ''}:***@{host}", parts.path, "", ""))
 
 
 def as_ours(error: RedisError) -> Exception:

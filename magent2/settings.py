@@ -287,7 +287,11 @@ def check_bus_url(url: str) -> None:
         return
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("the bus URL must start with memory://, redis://, rediss:// or unix://")
-    _ = parts.port  # raises ValueError
+    try:
+        _ = parts.port
+    except ValueError:
+        # not its own text, which holds what it took for the port: part of a password, where that has a slash
+        raise ValueError("the bus URL has no valid port (a password in it must be percent-encoded)") from None
 
 
 def load_settings(**overrides: Any) -> Settings:

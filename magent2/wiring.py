@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import fcntl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from magent2.bus.interface import Bus
 from magent2.bus.memory import MemoryBus
 from magent2.conversations import Conversations
+from magent2.errors import BadSettings
 from magent2.runner.config import RunnerConfig
 from magent2.runner.echo import EchoRunner
 from magent2.runner.interface import Runner
@@ -23,8 +26,9 @@ async def make_backends(settings: Settings) -> AsyncIterator[tuple[Bus, Store]]:
     if urlsplit(settings.bus_url).scheme == "memory":
         from magent2.store.sqlite import SqliteStore
 
-        async with SqliteStore(settings.agent_session_path) as store:
-            yield MemoryBus(settings.bus()), store
+        with _only_user_of(settings.agent_session_path):
+            async with SqliteStore(settings.agent_session_path) as store:
+                yield MemoryBus(settings.bus()), store
         return
 
     # imported late: the in-memory service starts without paying for redis-py
@@ -39,6 +43,25 @@ async def make_backends(settings: Settings) -> AsyncIterator[tuple[Bus, Store]]:
     finally:
         await bus.aclose()
         await link.aclose()
+
+
+@contextmanager
+def _only_user_of(path: Path) -> Iterator[None]:
+    """Keep other processes from the file: two in-memory buses know nothing of each other's leases.
+
+    Raises `BadSettings`. The lock goes with the process, however that ends.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise BadSettings(f"AGENT_SESSION_PATH: cannot write {str(path)!r}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadSettings(f"{str(path)!r} is in use by another magent2 local: set AGENT_SESSION_PATH") from None
+        yield
 
 
 def make_runner(config: RunnerConfig, conversations: Conversations, store: Store) -> Runner:

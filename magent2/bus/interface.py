@@ -110,6 +110,10 @@ class Delivery(Protocol):
         """Counts every delivery of this message from 1, whatever ended the one before."""
 
     @property
+    def lapses(self) -> int:
+        """How many leases of this message lapsed in a row before this delivery."""
+
+    @property
     def token(self) -> str:
         """The fencing token: grows with every delivery for the same key, over a restart of the bus too."""
 

@@ -86,6 +86,7 @@ class _Message:
     data: bytes
     attempts: int = 0  # counted deliveries that ended
     starts: int = 0
+    lapses: int = 0  # in a row
 
 
 @dataclass(slots=True)
@@ -220,6 +221,7 @@ class MemoryBus:
             del q.flight[key]
             slot = q.keys[key]
             slot.messages[0].attempts += 1
+            slot.messages[0].lapses += 1
             slot.state, slot.since = "ready", now
             q.ready.appendleft(key)  # it has waited longest
         while q.held and q.held[0][0] <= now:
@@ -250,6 +252,7 @@ class MemoryBus:
                     return
             else:
                 slot.messages[0].attempts += counted
+                slot.messages[0].lapses = 0
                 if how == "hold" and not slot.woken:
                     slot.state, slot.due = "held", self._clock() + for_s
                     heapq.heappush(q.held, (slot.due, delivery.key))
@@ -436,6 +439,7 @@ class _MemoryDelivery:
         self.data = message.data
         self.attempt = message.attempts + 1
         self.starts = message.starts
+        self.lapses = message.lapses
         self.token = token
         self.deadline = deadline
         self.lost = asyncio.Event()

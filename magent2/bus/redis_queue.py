@@ -76,6 +76,7 @@ class RedisDelivery:
         self.data = fields[b"d"]
         self.attempt = int(fields[b"a"]) + count
         self.starts = int(fields[b"n"]) + count
+        self.lapses = count - 1  # settling makes a new entry
         ms, _, seq = id.partition("-")
         # entry ids of one stream only grow, and so does the delivery count of one entry
         self.token = f"{int(ms):020d}-{int(seq):020d}-{count:010d}"
@@ -321,6 +322,8 @@ class _LeaseKeeper:
                 wait_s = min(0.5, self._config.lease_s / 10)
             except RuntimeError:
                 return  # the loop is closed
+            except Exception:
+                logger.exception("leases not renewed, trying again")  # the thread must not die before its worker
 
     def _ask_alive(self) -> None:
         """Have the loop note that it runs; one question at a time."""

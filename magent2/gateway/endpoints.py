@@ -43,9 +43,10 @@ async def stream(request: Request) -> Response:
     streams: Streams = request.app.state.streams
     config: GatewayConfig = request.app.state.config
     streams.check_room()
-    batches = _conversations(request).follow(conversation_id, _cursor(request), until=_until(request))
+    max_events = _max_events(request)
+    batches = await _conversations(request).open(conversation_id, _cursor(request), until=_until(request))
     return EventSourceResponse(
-        streams.write(batches, _max_events(request)),
+        streams.write(batches, max_events),
         ping=config.ping_s,
         ping_message_factory=lambda: ServerSentEvent(comment="ping"),
         sep="\n",

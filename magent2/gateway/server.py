@@ -14,6 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from magent2.errors import BadSettings
+from magent2.log import leave
 from magent2.settings import GatewayConfig
 
 GRACE_S = 3
@@ -75,8 +76,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends the service in order, the second at once."""
         if self.told is not None:
-            self.force_exit = True
-            raise SystemExit(130 if sig == signal.SIGINT else 0)
+            leave(130 if sig == signal.SIGINT else 0)
         self.told = signal.Signals(sig)
         self.should_exit = True
         if self._on_stop is not None:

@@ -6,6 +6,7 @@ Only the modules `openai*` of this package import the SDK, and they are imported
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -27,11 +28,12 @@ from agents.items import ModelResponse, TResponseInputItem
 from agents.tool import default_tool_timeout_error_message
 from agents.tool_context import ToolContext
 
-from magent2.models.events import Usage
+from magent2.errors import RunFailed
+from magent2.models.events import ToolStatus, Usage
 from magent2.runner.config import RunnerConfig
 from magent2.runner.interface import ApprovalRequest, Parked, Result, Turn
 from magent2.runner.openai_agent import load_agent, reachable
-from magent2.runner.openai_errors import as_failed
+from magent2.runner.openai_errors import MAX_TURNS, as_failed
 from magent2.runner.openai_events import (
     REASONING_DELTAS,
     RESPONSE_ENDS,
@@ -55,6 +57,7 @@ from magent2.store.history import (
     ModelTurn,
     ToolEnded,
     ToolStarted,
+    call_id_of,
     closing,
     journal_items,
     open_calls,
@@ -63,6 +66,8 @@ from magent2.store.history import (
     user_item,
 )
 from magent2.tools.interface import Tool, is_idempotent
+
+logger = logging.getLogger(__name__)
 
 BREATHE_TOKENS = 16
 """The SDK does not yield while its buffer holds chunks: without a pause now and then no other run gets a word in."""
@@ -115,7 +120,7 @@ class _Attempt(RunHooks[Any]):
         self._agent = self._agents.get(_last_agent(turn.journal) or agent.name, agent)
         self._user = user_item(turn.envelope.content or "")
         self._number = sum(isinstance(entry, ModelTurn) for entry in turn.journal) - 1
-        self._open: set[str] = set()  # calls of the last model turn whose output is not journalled
+        self._open: dict[str, Item] = {}  # calls of the last model turn whose output is not journalled, by id
         self._began: dict[str, float] = {}
         self._failed: dict[str, BaseException | None] = {}
         self._in_model = False
@@ -126,14 +131,21 @@ class _Attempt(RunHooks[Any]):
         """Go on from the journal to the answer."""
         tap.set(self._seen)
         failures.set(self._failed)
-        if answer := finished(self._journal):
-            # the model had answered and was paid: nothing is asked again
-            items = [self._user, *journal_items(self._journal)]
-            return Result(repair(items, started_calls(self._journal)), text_of(answer.items), self._usage())
+        answer = finished(self._journal)
+        if answer is not None and self._guarded(config):
+            # the answer was made but maybe not judged: it is asked again, so that the guardrails see it
+            self._journal.pop()
+            answer = None
         await self._close_open_calls()
         resumed = repair(journal_items(self._journal), started_calls(self._journal))
+        text = text_of(answer.items) if answer is not None else self._answer_of_tool()
+        if text is not None:
+            # it was finished and paid for: nothing is asked again
+            return Result([self._user, *resumed], text, self._usage())
         history = [*self._turn.history, self._user, *resumed]
-        left = max(1, max_turns - self._number - 1)
+        left = max_turns - self._number - 1
+        if left < 1:
+            raise RunFailed("max_turns", MAX_TURNS)
         result = SdkRunner.run_streamed(
             self._agent,
             cast("list[TResponseInputItem]", history),
@@ -180,10 +192,13 @@ class _Attempt(RunHooks[Any]):
         input_items: list[TResponseInputItem],
     ) -> None:
         # outputs that no tool hook tells of: hand-offs, unknown tools, calls a guardrail rejected
-        for item in input_items:
-            call_id = str(item.get("call_id"))
-            if call_id in self._open and str(item.get("type")).endswith("_output"):
-                await self._record(ToolEnded(call_id=call_id, item=portable([item])[0]))
+        for item in portable(input_items):
+            call = self._open.pop(str(item.get("call_id")), None) if str(item.get("type")).endswith("_output") else None
+            if call is None:
+                continue
+            await self._record(ToolEnded(call_id=call["call_id"], item=item))
+            if call["type"] != "function_call":
+                self._step(call, "success", result_summary=summary(item.get("output")))
         self._open.clear()
         self._number += 1
         self._tokens = 0
@@ -197,9 +212,13 @@ class _Attempt(RunHooks[Any]):
         # a turn's tokens are in the log before the turn is journalled: a resumed run does not say them again
         await self._sink.flush()
         items = portable(response.to_input_items())
-        self._open = {str(item["call_id"]) for item in items if str(item.get("type")).endswith("_call")}
+        self._open = {call_id: item for item in items if (call_id := call_id_of(item)) is not None}
         usage = usage_of(response.usage)
         await self._record(ModelTurn(turn=self._number, agent=agent.name, items=items, usage=usage))
+        for call_id, call in self._open.items():
+            if call["type"] != "function_call":  # shell, computer…: the SDK tells no hook when it starts one
+                self._step(call, "start")
+                await self._record(ToolStarted(call_id=call_id))
 
     # tools
 
@@ -251,7 +270,7 @@ class _Attempt(RunHooks[Any]):
 
     async def _ended_call(self, context: ToolContext[Any], item: Item, error: str | None) -> None:
         call_id = context.tool_call_id
-        self._open.discard(call_id)
+        self._open.pop(call_id, None)
         await self._record(ToolEnded(call_id=call_id, item=portable([item])[0]))
         self._sink.tool_step(
             tool_call_id=call_id,
@@ -277,14 +296,43 @@ class _Attempt(RunHooks[Any]):
                 await self._run_again(tool, call)
                 continue
             await self._record(ToolEnded(call_id=str(call["call_id"]), item=closing(call, may_have_run=True)))
-            self._sink.tool_step(
-                tool_call_id=str(call["call_id"]),
-                name=str(call.get("name", call["type"])),
-                args=parsed(str(call.get("arguments", ""))),
-                status="unknown",
-                turn=self._number,
-                result_summary=UNKNOWN,
-            )
+            self._step(call, "unknown", result_summary=UNKNOWN)
+
+    def _step(self, call: Item, status: ToolStatus, *, result_summary: str | None = None) -> None:
+        """A step of a call that no tool hook tells of."""
+        self._sink.tool_step(
+            tool_call_id=str(call["call_id"]),
+            name=str(call.get("name", call["type"])),
+            args=parsed(str(call.get("arguments", ""))),
+            status=status,
+            turn=self._number,
+            result_summary=result_summary,
+        )
+
+    def _guarded(self, config: RunConfig) -> bool:
+        """Whether guardrails judge the answer, or the input beside the model."""
+        agent = self._agent
+        return bool(
+            agent.input_guardrails or agent.output_guardrails or config.input_guardrails or config.output_guardrails
+        )
+
+    def _answer_of_tool(self) -> str | None:
+        """The answer, where the agent takes a tool's output for it and the last turn's calls have ended.
+
+        `tool_use_behavior` may also be a function of the SDK's own results, which a journal cannot bring back: then
+        the model is asked.
+        """
+        behavior = self._agent.tool_use_behavior
+        last = next((entry for entry in reversed(self._journal) if isinstance(entry, ModelTurn)), None)
+        if last is None or not (behavior == "stop_on_first_tool" or isinstance(behavior, dict)):
+            return None
+        outputs = {entry.call_id: entry.item for entry in self._journal if isinstance(entry, ToolEnded)}
+        names = behavior.get("stop_at_tool_names", []) if isinstance(behavior, dict) else None
+        for call in last.items:
+            output = outputs.get(str(call.get("call_id")))
+            if output is not None and (names is None or call.get("name") in names):
+                return str(output.get("output"))
+        return None
 
     async def _idempotent(self, name: str) -> FunctionTool | None:
         for tool in await self._agent.get_all_tools(RunContextWrapper(None)):
@@ -297,7 +345,14 @@ class _Attempt(RunHooks[Any]):
             context=None, tool_name=tool.name, tool_call_id=call["call_id"], tool_arguments=call["arguments"]
         )
         self._began[call["call_id"]] = time.monotonic()
-        output = await tool.on_invoke_tool(context, call["arguments"])
+        output: object
+        try:
+            async with asyncio.timeout(tool.timeout_seconds):
+                output = await tool.on_invoke_tool(context, call["arguments"])
+        except Exception as error:
+            logger.exception("tool %s failed", tool.name)
+            self._failed[call["call_id"]] = error
+            output = f"error: {type(error).__name__}"
         item = {"type": "function_call_output", "call_id": call["call_id"], "output": str(output)}
         await self._ended_call(context, item, self._error_of(context, tool, output))
 

@@ -23,6 +23,8 @@ from agents.exceptions import ModelTimeoutError
 
 from magent2.errors import LeaseLost, RunFailed
 
+MAX_TURNS = "the run reached its limit of model calls (AGENT_MAX_TURNS)"
+
 _RETRYABLE_STATUS = frozenset({408, 409, 425, 429})
 _GUARDRAILS = (
     InputGuardrailTripwireTriggered,
@@ -51,7 +53,7 @@ def as_failed(error: Exception, ended: str | None = None) -> Exception:
         case ModelRefusalError():
             return RunFailed("model_refusal", "the model refused to answer")
         case MaxTurnsExceeded():
-            return RunFailed("max_turns", "the run reached its limit of model calls (AGENT_MAX_TURNS)")
+            return RunFailed("max_turns", MAX_TURNS)
         case ModelBehaviorError():
             return _behavior(ended)
         case _ if isinstance(error, _GUARDRAILS):
@@ -92,7 +94,7 @@ def _behavior(ended: str | None) -> RunFailed:
     match ended:
         case "response.incomplete":
             return RunFailed("model_error", "the model's answer was cut off at its token limit")
-        case "response.failed" | "error":
+        case "response.failed" | "error" | None:  # None: the stream just stopped
             return RunFailed("model_error", "the model's server broke off its answer", retryable=True)
     return RunFailed("model_error", "the model's answer could not be used")
 

@@ -10,6 +10,7 @@ from agents.items import ModelResponse, TResponseInputItem
 from agents.usage import Usage as SdkUsage
 
 from magent2.models.events import Usage
+from magent2.models.text import mended
 from magent2.store.history import Item, JournalEntry, ModelTurn, call_id_of
 
 SUMMARY_CHARS = 500
@@ -25,7 +26,7 @@ def portable(items: Iterable[TResponseInputItem | Item]) -> list[Item]:
     Ids are left out: a server that does not know them refuses the request, and the chat wire has fake ones. So is
     reasoning, which is refused without the very item that followed it. Plain answers become plain messages.
     """
-    return [_portable(dict(item)) for item in items if item.get("type") != "reasoning"]
+    return [mended(_portable(dict(item))) for item in items if item.get("type") != "reasoning"]
 
 
 def _portable(item: Item) -> Item:
@@ -33,11 +34,10 @@ def _portable(item: Item) -> Item:
         parts = item.get("content")
         if isinstance(parts, list) and all(part.get("type") == "output_text" for part in parts):
             return {"role": "assistant", "content": "".join(part["text"] for part in parts)}
-    kept = {name: value for name, value in item.items() if name not in ("id", "provider_data", "status")}
-    # these types are not known without their status
-    if "status" in item and item.get("type") not in ("message", "function_call", "function_call_output"):
-        kept["status"] = item["status"]
-    return kept
+    # other types, those of hosted tools, are nothing without their id and status
+    plain = item.get("type") in ("message", "function_call", "function_call_output")
+    dropped = ("id", "status", "provider_data") if plain else ("provider_data",)
+    return {name: value for name, value in item.items() if name not in dropped}
 
 
 def text_of(items: Sequence[Item]) -> str:
@@ -95,11 +95,11 @@ def parsed(arguments: str) -> dict[str, Any] | str:
     try:
         value = json.loads(arguments or "{}")
     except ValueError:
-        return arguments
-    return value if isinstance(value, dict) else arguments
+        return mended(arguments)  # type: ignore[no-any-return]
+    return mended(value) if isinstance(value, dict) else mended(arguments)  # type: ignore[no-any-return]
 
 
 def summary(output: object) -> str:
     """What a tool said, short enough for the stream."""
-    text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, default=str)
+    text: str = mended(output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, default=str))
     return text if len(text) <= SUMMARY_CHARS else text[: SUMMARY_CHARS - 1] + "…"

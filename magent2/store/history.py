@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from magent2.models.events import Usage
 
@@ -86,9 +86,13 @@ class Journaled(_Frozen):
 
 
 class Commit(_Frozen):
-    """All that one message came to: the items it added to the history and the terminal event, as its bytes' text."""
+    """All that one message came to: the items it added to the history and the terminal event, as its bytes' text.
+
+    `digest` tells the message from a later one that uses its id again.
+    """
 
     message_id: str
+    digest: str = ""
     generation: int
     items: list[Item]
     terminal: str
@@ -97,6 +101,16 @@ class Commit(_Frozen):
 def history(commits: Iterable[Commit]) -> list[Item]:
     """The input items of all commits, in order."""
     return [item for commit in commits for item in commit.items]
+
+
+def own_calls(items: Iterable[Item], message_id: str) -> list[Item]:
+    """The items with call ids no other message's have: some servers number calls from 0 in each answer."""
+    mark = f"-{message_id[:8]}"
+    # 64 characters are the most a call id may have
+    return [
+        {**item, "call_id": str(item["call_id"])[: 64 - len(mark)] + mark} if "call_id" in item else item
+        for item in items
+    ]
 
 
 def user_item(text: str) -> Item:
@@ -211,7 +225,3 @@ def closing(call: Item, *, may_have_run: bool) -> Item:
 
 def _shell_output(text: str) -> Item:
     return {"stdout": "", "stderr": text, "outcome": {"type": "exit", "exit_code": 1}}
-
-
-commit_adapter: TypeAdapter[Commit] = TypeAdapter(Commit)
-journaled_adapter: TypeAdapter[Journaled] = TypeAdapter(Journaled)

@@ -30,6 +30,7 @@ from magent2.store.history import (
     ModelTurn,
     history,
     journal_items,
+    own_calls,
     repair,
     started_calls,
     user_item,
@@ -41,6 +42,7 @@ from magent2.worker.writer import RunLog, Writer
 logger = logging.getLogger(__name__)
 
 _COMMITS = "commits"
+_CANCEL_AGAIN_S = 5.0
 _JOURNAL_TTL_S = 7 * 86_400.0
 
 
@@ -57,7 +59,7 @@ class _Known:
     def commit_of(self, job: Job) -> Commit | None:
         """The commit of this very message, when an earlier delivery got that far."""
         for commit in reversed(self.commits):
-            if (commit.message_id, commit.generation) == (job.envelope.id, job.work.generation):
+            if _commit_id(commit.message_id, commit.generation, commit.digest) == _commit_id_of(job):
                 return commit
         return None
 
@@ -117,7 +119,8 @@ class Run:
         strikes = known.strikes(self.job)
         if strikes > self._config.max_attempts:
             # it never came so far as to fail by itself: each of its workers died
-            failed = RunFailed("attempts_exhausted", f"its worker died {strikes - 1} times in a row", retryable=True)
+            why = f"{strikes - 1} deliveries in a row came to nothing"
+            failed = RunFailed("attempts_exhausted", why, retryable=True)
             await self._give_up(failed, dead_letter=True)
             return
         try:
@@ -131,21 +134,20 @@ class Run:
             await self._commit(result.items, output)
 
     async def _load(self) -> _Known:
-        """Raise the store's fence, read what is known, and make sure the message is in the log: one round trip."""
+        """Raise the store's fence, make sure the message is in the log, then read what is known: two round trips."""
         job, store = self.job, self._store
 
         async def load() -> tuple[Any, ...]:
             return await asyncio.gather(
-                # first: from here on an earlier holder of this job can add nothing to what is read behind it
-                store.delete(job.scope, "guard", token=job.token),
                 store.entries(job.scope, _COMMITS),
                 store.entries(job.scope, self._journal_name),
                 self._conversations.commands(job),
             )
 
-        (_, commits, journal, commands), entered = await asyncio.gather(
-            patiently(load, job.lost), self._conversations.enter(job)
-        )
+        # first: from here on an earlier holder of this job can add nothing to what is read next
+        fencing = patiently(lambda: store.delete(job.scope, "guard", token=job.token), job.lost)
+        _, entered = await asyncio.gather(fencing, self._conversations.enter(job))
+        commits, journal, commands = await patiently(load, job.lost)
         known = _Known(
             commits=[Commit.model_validate_json(data) for data in commits],
             journal=[Journaled.model_validate_json(data) for data in journal],
@@ -169,8 +171,7 @@ class Run:
                 watching.result()
             return await running
         finally:
-            await end(running)
-            await end(watching)
+            await end(running, watching)
 
     async def _watch(self, known: _Known) -> None:
         async with aclosing(self._conversations.follow_commands(self.job, known.commands_seen)) as commands:
@@ -210,6 +211,12 @@ class Run:
             result = await self._runner.run(turn)
         except (RunFailed, LeaseLost):
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # nobody stopped this run: something inside cancelled itself, and must not pass for a stop
+            raise RunFailed("agent_error", "the agent was cancelled from within") from None
         except Exception as error:
             logger.exception("run failed")
             raise RunFailed("agent_error", f"the agent raised {type(error).__name__}") from error
@@ -253,7 +260,15 @@ class Run:
         event = ErrorEvent.model_validate(
             {**self._stamp, "code": code, "message": message, "retryable": failed.retryable}
         )
-        await self._commit(self._items(), event)
+        # what a guardrail stopped is not shown to the model again
+        await self._commit([] if code == "guardrail" else self._items(), event)
+
+    async def abandon(self, reason: str) -> None:
+        """Give the message up without what the store knows of it: it can be neither run nor loaded."""
+        await self._conversations.bury(self.job, reason)
+        event = ErrorEvent(**self._stamp, code="attempts_exhausted", message=reason, retryable=False)
+        await self._conversations.finish(self.job, encode(event).decode())
+        await self.job.ack()
 
     def _items(self) -> list[Item]:
         """What an unfinished run leaves in the history: the message and what was finished, calls closed."""
@@ -262,14 +277,16 @@ class Run:
 
     async def _commit(self, items: Sequence[Item], event: TerminalEvent) -> None:
         job = self.job
+        self._log.close()
         commit = Commit(
             message_id=job.envelope.id,
+            digest=job.work.digest,
             generation=job.work.generation,
-            items=list(items),
+            items=own_calls(items, job.envelope.id),
             terminal=encode(event).decode(),
         )
         data = commit.model_dump_json().encode()
-        id = f"{commit.message_id}:{commit.generation}"
+        id = _commit_id_of(job)
         await patiently(lambda: self._store.add(job.scope, _COMMITS, id, data, token=job.token), job.lost)
         await self._finish(commit)
 
@@ -282,11 +299,27 @@ class Run:
         await job.ack()
 
 
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for its end, whatever it raises."""
-    while not task.done():
-        task.cancel()
-        # again: code below may have swallowed the first one, as `asyncio.wait_for` of Python 3.11 can
-        await asyncio.wait({task}, timeout=1.0)
-    if not task.cancelled():
-        task.exception()
+def _commit_id(message_id: str, generation: int, digest: str) -> str:
+    return f"{message_id}:{generation}:{digest[:16]}"
+
+
+def _commit_id_of(job: Job) -> str:
+    return _commit_id(job.envelope.id, job.work.generation, job.work.digest)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for their end, whatever they raise; being cancelled oneself does not shorten it."""
+    cancelled: asyncio.CancelledError | None = None
+    while pending := {task for task in tasks if not task.done()}:
+        for task in pending:
+            task.cancel()
+        try:
+            # again after a while: code below may swallow one, as `asyncio.wait_for` of Python 3.11 can
+            await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
+    if cancelled is not None:
+        raise cancelled

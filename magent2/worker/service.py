@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 from magent2 import log, preflight
 from magent2.conversations import Conversations
@@ -39,27 +39,25 @@ def main(agent: str | None = None) -> None:
     try:
         settings = load_settings()
         log.set_up(settings.log())
-        told = asyncio.run(_serve(settings, agent))
+        asyncio.run(_serve(settings, agent))
     except Magent2Error as error:
         sys.stderr.write(f"magent2: {error}\n")
         sys.exit(exit_code(error))
-    sys.exit(130 if told == signal.SIGINT else 0)
 
 
-async def _serve(settings: Settings, agent: str | None) -> signal.Signals:
-    config = settings.runner(agent)
-    durability = await preflight.check_bus(settings)
-    await preflight.check_runner(settings, config)
-    logger.info("bus: %s", durability.sentence)
-    async with (
-        make_backends(settings) as (bus, store),
-        _opened(config, conversations := Conversations(bus), store) as runner,
-    ):
-        worker = Worker(conversations, store, runner, settings.worker())
-        with told_to_stop(worker) as told:
-            _say_start(settings, runner)
-            await worker.run()
-        return told[0]
+async def _serve(settings: Settings, agent: str | None) -> None:
+    with _Told() as told:
+        config = settings.runner(agent)
+        durability = await preflight.check_bus(settings)
+        await preflight.check_runner(settings, config)
+        logger.info("bus: %s", durability)
+        async with make_backends(settings) as (bus, store):
+            conversations = Conversations(bus)
+            async with _opened(config, conversations, store) as runner:
+                told.worker = Worker(conversations, store, runner, settings.worker())
+                _say_start(settings, runner)
+                await told.worker.run()
+    log.leave(told.code)
 
 
 def _say_start(settings: Settings, runner: Runner) -> None:
@@ -91,22 +89,26 @@ async def work(settings: Settings, agent: str | None, conversations: Conversatio
         await working
 
 
-@contextlib.contextmanager
-def told_to_stop(worker: Worker) -> Iterator[list[signal.Signals]]:
-    """Stop the worker with the first SIGTERM or SIGINT, the process with the second."""
-    loop = asyncio.get_running_loop()
-    told: list[signal.Signals] = []
+class _Told:
+    """Listens for SIGTERM and SIGINT: the first stops the worker, once there is one; any other ends the process."""
 
-    def hear(number: signal.Signals) -> None:
-        if told:
-            sys.exit(130 if number == signal.SIGINT else 0)
-        told.append(number)
-        worker.stop()
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.code = 0
+        self._stopping = False
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, hear, number)
-    try:
-        yield told
-    finally:
+    def __enter__(self) -> _Told:
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+            asyncio.get_running_loop().add_signal_handler(number, self._hear, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _hear(self, number: signal.Signals) -> None:
+        self.code = 130 if number == signal.SIGINT else 0
+        if self.worker is None or self._stopping:
+            log.leave(self.code)
+        self._stopping = True
+        self.worker.stop()

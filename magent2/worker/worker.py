@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 _AWAY_S = 0.5
 """Between tries to receive while the bus is away."""
 
-_ALONE_FROM_ATTEMPT = 3
-"""From this delivery on a job runs alone, so that one which kills its worker takes no others along."""
+_ALONE_FROM_LAPSES = 2
+"""After so many lapsed leases in a row a job runs alone: one that kills its worker takes no others along."""
 
 
 class Worker:
@@ -84,7 +84,7 @@ class Worker:
             await inbox.stop()
 
     async def _start(self, job: Job, stopping: asyncio.Task[bool]) -> None:
-        alone = job.attempt >= _ALONE_FROM_ATTEMPT
+        alone = job.lapses >= _ALONE_FROM_LAPSES
         if alone:
             await self._until_fewer(0, stopping)
         if self._stopping.is_set():
@@ -121,13 +121,22 @@ class Worker:
                 with contextlib.suppress(LeaseLost, Unavailable):
                     await job.release()
             except LeaseLost:
-                logger.warning("lease lost, another worker has the job")
+                logger.warning("refused as stale: another worker has the job, or had a newer one")
+                # it may be the store alone that says so: then the lease is still ours, and must not block for ever
+                await self._try_again(job, run)
             except Exception:
-                logger.exception("a run broke; the job comes again")
-                with contextlib.suppress(LeaseLost, Unavailable):
-                    await job.nack(_AWAY_S)
+                logger.exception("a run broke")
+                await self._try_again(job, run)
             finally:
                 losing.cancel()
+
+    async def _try_again(self, job: Job, run: Run) -> None:
+        """Hand a broken job back, counted; give it up when that has been done often enough."""
+        with contextlib.suppress(LeaseLost, Unavailable):
+            if job.attempt >= self._config.max_attempts + _ALONE_FROM_LAPSES:
+                await run.abandon("it broke its worker's handling each time; see the worker's log")
+            else:
+                await job.nack(_AWAY_S)
 
     async def _drain(self) -> None:
         """Give the runs their time, then hand back what is left."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from magent2.conversations import Conversations, Job
-from magent2.errors import Magent2Error
 from magent2.models.events import (
     AgentUpdatedEvent,
     BaseEvent,
@@ -24,6 +23,7 @@ from magent2.models.events import (
     ToolStatus,
     ToolStepEvent,
 )
+from magent2.models.text import mended
 
 MAX_UNWRITTEN_CHARS = 256 * 1024
 """A run that is this far ahead of the log waits: memory stays bounded while the bus is away."""
@@ -49,7 +49,8 @@ class RunLog:
         self._unwritten = 0
         self._writing = False
         self._written = asyncio.Event()
-        self._failure: Magent2Error | None = None
+        self._failure: Exception | None = None
+        self._closed = False
         self._index: dict[type, int] = {TokenEvent: 0, ReasoningEvent: 0}
         self._stamp: dict[str, Any] = {
             "conversation_id": job.envelope.conversation_id,
@@ -112,20 +113,24 @@ class RunLog:
         if self._failure is not None:
             raise self._failure
 
+    def close(self) -> None:
+        """Say nothing more: a tool that outlives its run has no place behind the terminal event."""
+        self._closed = True
+
     async def write(self) -> None:
         """Append what is pending. Called by the writer only, never twice at a time."""
-        events = [self._event(item) for item in self._pending]
+        items = self._pending
         self._pending, self._unwritten, self._writing = [], 0, True
         try:
-            await self._conversations.emit(self._job, *events)
-        except Magent2Error as error:
+            await self._conversations.emit(self._job, *[self._event(item) for item in items])
+        except Exception as error:  # noqa: BLE001  whatever it is, it is this run's: the writer writes for all
             self._failure = error
         finally:
             self._writing = False
             self._written.set()
 
     def _text(self, kind: type[TokenEvent] | type[ReasoningEvent], text: str, turn: int) -> None:
-        if not text:
+        if not text or self._closed:
             return
         last = self._pending[-1] if self._pending else None
         if not (isinstance(last, _Text) and last.kind is kind and last.turn == turn):
@@ -136,6 +141,8 @@ class RunLog:
         self._mark(self)
 
     def _say(self, event: BaseEvent) -> None:
+        if self._closed:
+            return
         self._pending.append(event)
         self._mark(self)
 
@@ -144,7 +151,7 @@ class RunLog:
             return item
         index = self._index[item.kind]
         self._index[item.kind] = index + 1
-        return item.kind(**self._stamp, text="".join(item.parts), index=index, turn=item.turn)
+        return item.kind(**self._stamp, text=mended("".join(item.parts)), index=index, turn=item.turn)
 
 
 class Writer:

@@ -155,6 +155,7 @@ async def test_a_lapsed_lease_is_delivered_again_with_the_next_attempt(short_lea
         [second] = await receive(alive)
 
         assert (first.attempt, second.attempt, second.starts, second.data) == (1, 2, 2, b"1")
+        assert (first.lapses, second.lapses) == (0, 1)
         assert second.token > first.token
         await second.ack()
 
@@ -223,7 +224,7 @@ async def test_nack_delivers_again_and_counts(bus: Bus, queue: str) -> None:
         await first.nack()
         [again] = await receive(consumer)
 
-        assert (again.data, again.attempt, again.starts) == (b"1", 2, 2)
+        assert (again.data, again.attempt, again.starts, again.lapses) == (b"1", 2, 2, 0)
 
 
 @pytest.mark.promise("bus.delay")

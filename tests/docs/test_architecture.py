@@ -47,7 +47,8 @@ def test_every_link_goes_somewhere(path: Path) -> None:
 
 
 def test_the_layers_shown_are_those_that_are_checked() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
     [checked] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
     shown = [block.text.splitlines() for block in blocks(ROOT / "docs/ARCHITECTURE.md", "text")]
 

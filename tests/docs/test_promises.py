@@ -1,4 +1,4 @@
-"""Every promise of `docs/CONTRACTS.md` has a test that carries its id, and every id a test carries is promised there."""
+"""Every promise of `docs/CONTRACTS.md` has a test that carries its id; every id a test carries is promised there."""
 
 from __future__ import annotations
 

@@ -9,14 +9,16 @@ import shutil
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REDIS_NAMES, server_named
 from tests.docs.blocks import ROOT, blocks, commands, documents
 from tests.support.processes import Process, Processes, starting
 from tests.support.servers import RedisServer
-from tests.support.stub_model import running_stub
+from tests.support.stub_model import StubModel, running_stub
 
 pytestmark = pytest.mark.anyio
 
@@ -65,10 +67,36 @@ async def printed(command: str, base_url: str) -> str:
     return out.decode()
 
 
-@pytest.fixture
-async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
-    with starting(tmp_path) as processes:
-        yield processes
+@dataclass(frozen=True)
+class Services:
+    """What the README starts, all running."""
+
+    local: Process
+    own: Process
+    gateway: Process
+    stub: StubModel
+
+
+@pytest.fixture(scope="module")
+async def services(
+    tmp_path_factory: pytest.TempPathFactory, servers: dict[str, RedisServer]
+) -> AsyncIterator[Services]:
+    """Started side by side, each in a folder of its own: importing the SDK takes seconds."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("local", "own", "redis")]
+    [source] = [block.text for block in blocks(README, "python")]
+    (folders[1] / "my_app.py").write_text(source, encoding="utf-8")
+    redis_url = server_named(servers, REDIS_NAMES[0]).url
+    async with running_stub() as stub:
+        with starting(folders[0]) as here, starting(folders[1]) as own, starting(folders[2]) as over_redis:
+            model = {"OPENAI_API_KEY": "sk-your-key", "OPENAI_BASE_URL": stub.base_url}
+            all_of_them = [
+                started(here, COMMANDS[0]),
+                started(own, "uv run magent2 local my_app:agent", **model),
+                started(over_redis, "uv run magent2 gateway", REDIS_URL=redis_url),
+                started(over_redis, "uv run magent2 worker", REDIS_URL=redis_url),
+            ]
+            local, own_one, gateway, _ = [await process.ready() for process in all_of_them]
+            yield Services(local, own_one, gateway, stub)
 
 
 async def test_it_fits_on_a_few_screens() -> None:
@@ -84,41 +112,24 @@ async def test_the_first_screen_starts_it_sends_and_streams() -> None:
 
 
 @NEEDS_CURL
-async def test_the_first_screen_prints_what_it_says(processes: Processes) -> None:
-    local = await started(processes, COMMANDS[0]).ready()
+async def test_the_first_screen_prints_what_it_says(services: Services) -> None:
     [shown] = blocks(README, "text")
 
-    said = [await printed(command, local.base_url) for command in CURLS]
+    said = [await printed(command, services.local.base_url) for command in CURLS]
 
     assert len(CURLS) == 2
     assert steady("\n".join(said)) == steady(shown.text)
 
 
-async def test_the_agent_of_one_s_own_answers(processes: Processes, tmp_path: Path) -> None:
-    [source] = [block.text for block in blocks(README, "python")]
-    (tmp_path / "my_app.py").write_text(source, encoding="utf-8")
-    [command] = [command for command in COMMANDS if command.endswith(" my_app:agent")]
-    async with running_stub() as stub:
-        local = started(processes, command, OPENAI_API_KEY="sk-your-key", OPENAI_BASE_URL=stub.base_url)
-        await local.ready()
-        said = await printed(CLIENTS[0], local.base_url)
+async def test_the_agent_of_one_s_own_answers(services: Services) -> None:
+    said = await printed(CLIENTS[0], services.own.base_url)
 
-    assert len(source.splitlines()) == 6
     assert "echo: hello" in said
-    assert "like a pirate" in json.dumps(stub.bodies[0])
+    assert "like a pirate" in json.dumps(services.stub.bodies[0])
 
 
-async def test_gateway_and_worker_share_redis_and_the_client_talks_to_them(
-    processes: Processes, redis_server: RedisServer
-) -> None:
-    services = [
-        started(processes, command, REDIS_URL=redis_server.url, AGENT_NAME="DevAgent")
-        for command in COMMANDS
-        if command in ("uv run magent2 gateway", "uv run magent2 worker")
-    ]
-    gateway, _ = [await service.ready() for service in services]
-
-    text, lines = [await printed(command, gateway.base_url) for command in CLIENTS]
+async def test_gateway_and_worker_share_redis_and_the_client_talks_to_them(services: Services) -> None:
+    text, lines = [await printed(command, services.gateway.base_url) for command in CLIENTS]
 
     assert text.strip() == "hello"
     assert [json.loads(line)["event"] for line in lines.splitlines()] == [

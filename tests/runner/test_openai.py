@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import openai
@@ -179,22 +179,53 @@ class Bench:
         return [StubRequest(request["wire"], request["body"]) for request in self.stub.requests]
 
 
-@asynccontextmanager
-async def bench(
-    script: Script = obey, *, agent: str | None = "stepper", wire: ModelApi = "responses", **more: Any
-) -> AsyncIterator[Bench]:
-    """A runner for an agent of this module, or for the built-in one."""
-    spec = None if agent is None else f"{__name__}:{agent}"
-    tools: Iterable[Tool] = more.pop("tools", ())
-    async with running_stub(script) as stub:
-        config = RunnerConfig(
-            base_url=stub.base_url, api_key=SECRET, model="stub-model", model_api=wire, agent=spec, **more
+class MakeBench(Protocol):
+    """A runner for an agent of this module, or for the built-in one, for the length of the block."""
+
+    def __call__(
+        self,
+        script: Script = obey,
+        *,
+        agent: str | None = "stepper",
+        wire: ModelApi = "responses",
+        tools: Sequence[Tool] = (),
+        **config: Any,
+    ) -> AbstractAsyncContextManager[Bench]: ...
+
+
+@pytest.fixture(scope="module")
+async def stub() -> AsyncIterator[StubModel]:
+    """One model server for all tests, since stopping one takes a tenth of a second; `bench` starts it afresh."""
+    async with running_stub() as running:
+        yield running
+
+
+@pytest.fixture
+def bench(stub: StubModel) -> MakeBench:
+    @asynccontextmanager
+    async def opened(
+        script: Script = obey,
+        *,
+        agent: str | None = "stepper",
+        wire: ModelApi = "responses",
+        tools: Sequence[Tool] = (),
+        **config: Any,
+    ) -> AsyncIterator[Bench]:
+        stub.script, stub.hung_up = script, 0
+        stub.requests.clear()
+        spec = None if agent is None else f"{__name__}:{agent}"
+        runner = OpenAIRunner(
+            RunnerConfig(
+                base_url=stub.base_url, api_key=SECRET, model="stub-model", model_api=wire, agent=spec, **config
+            ),
+            tools,
         )
-        runner = OpenAIRunner(config, list(tools))
         try:
             yield Bench(runner, stub, wire)
         finally:
             await runner.aclose()
+
+    return opened
 
 
 # ---------------------------------------------------------------- agents of a user
@@ -265,7 +296,7 @@ def wire(request: pytest.FixtureRequest) -> ModelApi:
     return given
 
 
-async def test_the_tokens_are_the_answer(wire: ModelApi) -> None:
+async def test_the_tokens_are_the_answer(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(agent=None, wire=wire) as desk:
         result, recorder = await desk.answer("count 40")
 
@@ -276,7 +307,7 @@ async def test_the_tokens_are_the_answer(wire: ModelApi) -> None:
     assert (result.usage.requests, result.usage.output_tokens) == (1, 40)
 
 
-async def test_the_model_is_shown_the_history_then_the_message(wire: ModelApi) -> None:
+async def test_the_model_is_shown_the_history_then_the_message(bench: MakeBench, wire: ModelApi) -> None:
     history = [user_item("my name is Ada"), {"role": "assistant", "content": "hello Ada"}]
     async with bench(agent=None, wire=wire, instructions="Be kind.") as desk:
         await desk.answer("who am I?", history=history)
@@ -291,7 +322,7 @@ async def test_the_model_is_shown_the_history_then_the_message(wire: ModelApi) -
     assert (request.wire, request.model) == ("chat" if wire == "chat_completions" else "responses", "stub-model")
 
 
-async def test_reasoning_is_told_apart_from_the_answer_and_not_kept(wire: ModelApi) -> None:
+async def test_reasoning_is_told_apart_from_the_answer_and_not_kept(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(agent=None, wire=wire) as desk:
         result, recorder = await desk.answer("think two by two")
 
@@ -300,7 +331,7 @@ async def test_reasoning_is_told_apart_from_the_answer_and_not_kept(wire: ModelA
     assert [item.get("type") for item in result.items] == [None, None]
 
 
-async def test_what_is_finished_is_journalled_before_it_is_built_upon(wire: ModelApi) -> None:
+async def test_what_is_finished_is_journalled_before_it_is_built_upon(bench: MakeBench, wire: ModelApi) -> None:
     script = in_order(
         Reply("I go.", calls=(ToolCall("step", '{"n": 1}', "call-1"),)),
         Reply("There."),
@@ -329,7 +360,7 @@ async def test_what_is_finished_is_journalled_before_it_is_built_upon(wire: Mode
     assert end["duration_ms"] >= 0
 
 
-async def test_parallel_calls_run_side_by_side_and_each_is_journalled(wire: ModelApi) -> None:
+async def test_parallel_calls_run_side_by_side_and_each_is_journalled(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         result, recorder = await desk.answer('calls meet {"n": 1} ; meet {"n": 2}')
 
@@ -343,15 +374,16 @@ async def test_parallel_calls_run_side_by_side_and_each_is_journalled(wire: Mode
     assert turns == [0, 1]
 
 
-async def test_a_tool_that_raises_is_an_error_and_the_run_goes_on(wire: ModelApi) -> None:
+async def test_a_tool_that_raises_is_an_error_and_the_run_goes_on(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         result, recorder = await desk.answer("call boom {}")
 
     assert [(step["status"], step["error"]) for step in recorder.steps] == [("start", None), ("error", "ValueError")]
     assert result.text.startswith("done: ")
+    assert SECRET not in repr((result, recorder))
 
 
-async def test_a_tool_of_ours_that_raises_tells_the_model_the_kind_only() -> None:
+async def test_a_tool_of_ours_that_raises_tells_the_model_the_kind_only(bench: MakeBench) -> None:
     async def invoke(arguments: dict[str, Any]) -> str:
         raise ValueError(SECRET)
 
@@ -364,7 +396,7 @@ async def test_a_tool_of_ours_that_raises_tells_the_model_the_kind_only() -> Non
     assert [(step["status"], step["error"]) for step in recorder.steps] == [("start", None), ("error", "ValueError")]
 
 
-async def test_a_tool_that_does_not_exist_is_an_error_and_the_run_goes_on(wire: ModelApi) -> None:
+async def test_a_tool_that_does_not_exist_is_an_error_and_the_run_goes_on(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         result, recorder = await desk.answer("call nothing {}")
 
@@ -374,7 +406,7 @@ async def test_a_tool_that_does_not_exist_is_an_error_and_the_run_goes_on(wire: 
     assert not open_calls(journal_items(recorder.entries))
 
 
-async def test_arguments_that_are_no_json_are_shown_as_they_are() -> None:
+async def test_arguments_that_are_no_json_are_shown_as_they_are(bench: MakeBench) -> None:
     script = in_order(Reply(calls=(ToolCall("step", "{broken", "call-1"),)), Reply("sorry"))
     async with bench(script) as desk:
         result, recorder = await desk.answer("go")
@@ -384,14 +416,16 @@ async def test_arguments_that_are_no_json_are_shown_as_they_are() -> None:
     assert {step["args"] for step in recorder.steps} <= {"{broken"}
 
 
-async def test_a_structured_answer_is_what_the_model_wrote() -> None:
+async def test_a_structured_answer_is_what_the_model_wrote(bench: MakeBench) -> None:
     async with bench(in_order(Reply('{"total": 5}')), agent="adder") as desk:
         result, _ = await desk.answer("2 + 3")
 
     assert json.loads(result.text) == {"total": 5}
 
 
-async def test_an_agent_used_as_a_tool_talks_to_the_same_server_and_its_words_are_not_the_answer() -> None:
+async def test_an_agent_used_as_a_tool_talks_to_the_same_server_and_its_words_are_not_the_answer(
+    bench: MakeBench,
+) -> None:
     script = in_order(
         Reply(calls=(ToolCall("helper", '{"input": "help me"}', "call-1"),)), Reply("helping"), Reply("helped")
     )
@@ -404,7 +438,7 @@ async def test_an_agent_used_as_a_tool_talks_to_the_same_server_and_its_words_ar
     assert [entry.turn for entry in recorder.entries if isinstance(entry, ModelTurn)] == [0, 1]
 
 
-async def test_two_runs_at_once_do_not_hear_each_other() -> None:
+async def test_two_runs_at_once_do_not_hear_each_other(bench: MakeBench) -> None:
     async with bench(agent=None) as desk:
         answers = await asyncio.gather(*(desk.answer(f"slow {n} 2") for n in (5, 9)))
 
@@ -413,7 +447,7 @@ async def test_two_runs_at_once_do_not_hear_each_other() -> None:
     assert [len(result.text.split()) for result, _ in answers] == [5, 9]
 
 
-async def test_a_model_object_of_the_users_own_streams_too() -> None:
+async def test_a_model_object_of_the_users_own_streams_too(bench: MakeBench) -> None:
     async with running_stub() as stub:
         client = AsyncOpenAI(api_key="own", base_url=stub.base_url)
         globals()["with_model"] = Agent[None](
@@ -444,7 +478,7 @@ def transfer(request: StubRequest) -> Reply:
     return Reply("done in the back")
 
 
-async def test_a_hand_off_is_told_and_journalled(wire: ModelApi) -> None:
+async def test_a_hand_off_is_told_and_journalled(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(transfer, agent="front", wire=wire) as desk:
         result, recorder = await desk.answer("go")
 
@@ -456,7 +490,7 @@ async def test_a_hand_off_is_told_and_journalled(wire: ModelApi) -> None:
     assert not open_calls(result.items)
 
 
-async def test_a_run_is_resumed_at_the_agent_it_was_handed_to(wire: ModelApi) -> None:
+async def test_a_run_is_resumed_at_the_agent_it_was_handed_to(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(transfer, agent="front", wire=wire) as desk:
         whole, recorder = await desk.answer("go")
     journal = recorder.entries
@@ -485,14 +519,14 @@ def two_steps(request: StubRequest) -> Reply:
     return Reply(f"all: {' | '.join(request.outputs_since_user)}", usage=(20, 6))
 
 
-async def whole_run(wire: ModelApi) -> tuple[Result, Recorder]:
+async def whole_run(bench: MakeBench, wire: ModelApi) -> tuple[Result, Recorder]:
     async with bench(two_steps, wire=wire) as desk:
         return await desk.answer("go")
 
 
 @pytest.mark.parametrize("cut", range(8))
-async def test_a_run_cut_off_anywhere_goes_on_from_its_journal(wire: ModelApi, cut: int) -> None:
-    whole, recorder = await whole_run(wire)
+async def test_a_run_cut_off_anywhere_goes_on_from_its_journal(bench: MakeBench, wire: ModelApi, cut: int) -> None:
+    whole, recorder = await whole_run(bench, wire)
     journal = recorder.entries[:cut]
     assert len(recorder.entries) == 7
 
@@ -525,8 +559,8 @@ async def test_a_run_cut_off_anywhere_goes_on_from_its_journal(wire: ModelApi, c
     assert result.usage == whole.usage
 
 
-async def test_a_finished_journal_asks_nothing(wire: ModelApi) -> None:
-    whole, recorder = await whole_run(wire)
+async def test_a_finished_journal_asks_nothing(bench: MakeBench, wire: ModelApi) -> None:
+    whole, recorder = await whole_run(bench, wire)
 
     async with bench(two_steps, wire=wire) as desk:
         result, again = await desk.answer("go", journal=recorder.entries)
@@ -546,7 +580,7 @@ def begun(call: ToolCall) -> list[JournalEntry]:
     ]
 
 
-async def test_a_call_whose_outcome_is_unknown_is_not_run_again(wire: ModelApi) -> None:
+async def test_a_call_whose_outcome_is_unknown_is_not_run_again(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         result, recorder = await desk.answer(
             'call step {"n": 1}', journal=begun(ToolCall("step", '{"n": 1}', "call-1"))
@@ -563,7 +597,7 @@ async def test_a_call_whose_outcome_is_unknown_is_not_run_again(wire: ModelApi) 
     assert result.text == f"done: {UNKNOWN}"
 
 
-async def test_an_idempotent_tool_whose_outcome_is_unknown_is_run_again(wire: ModelApi) -> None:
+async def test_an_idempotent_tool_whose_outcome_is_unknown_is_run_again(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         result, recorder = await desk.answer(
             'call look {"n": 1}', journal=begun(ToolCall("look", '{"n": 1}', "call-1"))
@@ -578,7 +612,7 @@ async def test_an_idempotent_tool_whose_outcome_is_unknown_is_run_again(wire: Mo
     assert result.text == "done: saw 1"
 
 
-async def test_what_a_run_cost_is_added_up_over_its_attempts(wire: ModelApi) -> None:
+async def test_what_a_run_cost_is_added_up_over_its_attempts(bench: MakeBench, wire: ModelApi) -> None:
     script = in_order(Reply("done", usage=(100, 7)))
     async with bench(script, wire=wire) as desk:
         result, _ = await desk.answer("go", journal=begun(ToolCall("step", '{"n": 1}', "call-1")))
@@ -586,7 +620,7 @@ async def test_what_a_run_cost_is_added_up_over_its_attempts(wire: ModelApi) -> 
     assert result.usage == Usage(requests=2, input_tokens=110, output_tokens=12, total_tokens=122)
 
 
-async def test_the_limit_of_turns_counts_those_of_earlier_attempts() -> None:
+async def test_the_limit_of_turns_counts_those_of_earlier_attempts(bench: MakeBench) -> None:
     async with bench(max_turns=2) as desk:
         steps = 'chain step {"n": 1} ; step {"n": 2} ; step {"n": 3}'
         failed = await desk.failing(steps, journal=begun(ToolCall("step", '{"n": 1}', "call-1")))
@@ -598,7 +632,7 @@ async def test_the_limit_of_turns_counts_those_of_earlier_attempts() -> None:
 # ---------------------------------------------------------------- ending early
 
 
-async def test_cancelling_a_run_closes_the_models_stream(wire: ModelApi) -> None:
+async def test_cancelling_a_run_closes_the_models_stream(bench: MakeBench, wire: ModelApi) -> None:
     gate = asyncio.Event()
     async with bench(lambda _request: Reply("one two three", gate=gate, gate_after=1), agent=None, wire=wire) as desk:
         recorder = Recorder()
@@ -613,7 +647,7 @@ async def test_cancelling_a_run_closes_the_models_stream(wire: ModelApi) -> None
     assert recorder.entries == []
 
 
-async def test_cancelling_a_run_cancels_its_tools(wire: ModelApi) -> None:
+async def test_cancelling_a_run_cancels_its_tools(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         recorder = Recorder()
         running = asyncio.create_task(desk.answer("call endless {}", recorder=recorder))
@@ -629,7 +663,7 @@ async def test_cancelling_a_run_cancels_its_tools(wire: ModelApi) -> None:
 
 
 @pytest.mark.parametrize("kind", [ModelTurn, ToolStarted, ToolEnded])
-async def test_a_run_whose_job_is_lost_ends_as_lost(wire: ModelApi, kind: Any) -> None:
+async def test_a_run_whose_job_is_lost_ends_as_lost(bench: MakeBench, wire: ModelApi, kind: Any) -> None:
     recorder = Recorder(lose_at=kind)
     async with bench(wire=wire) as desk:
         with pytest.raises(LeaseLost):
@@ -664,7 +698,7 @@ async def test_a_run_whose_job_is_lost_ends_as_lost(wire: ModelApi, kind: Any) -
     ids=lambda value: f"{value.status}-{value.text or value.refusal}" if isinstance(value, Reply) else None,
 )
 async def test_what_the_models_server_does_wrong_is_told_in_our_words(
-    wire: ModelApi, reply: Reply, code: str, retryable: bool
+    bench: MakeBench, wire: ModelApi, reply: Reply, code: str, retryable: bool
 ) -> None:
     async with bench(lambda _request: reply, agent=None, wire=wire) as desk:
         failed = await desk.failing("go")
@@ -674,7 +708,7 @@ async def test_what_the_models_server_does_wrong_is_told_in_our_words(
     assert SECRET not in str(failed)
 
 
-async def test_an_answer_cut_off_at_the_models_limit_is_no_answer() -> None:
+async def test_an_answer_cut_off_at_the_models_limit_is_no_answer(bench: MakeBench) -> None:
     """On the Responses wire: on the other the SDK hides it, see test_sdk_promises.py."""
     async with bench(agent=None) as desk:
         failed = await desk.failing("incomplete")
@@ -683,12 +717,12 @@ async def test_an_answer_cut_off_at_the_models_limit_is_no_answer() -> None:
     assert "cut off at its token limit" in str(failed)
 
 
-async def test_a_server_that_says_when_to_come_back_is_heeded(wire: ModelApi) -> None:
+async def test_a_server_that_says_when_to_come_back_is_heeded(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(lambda _request: Reply(status=429, headers=(("retry-after", "7"),)), wire=wire) as desk:
         assert (await desk.failing("go")).retry_after_s == 7.0
 
 
-async def test_a_server_nobody_listens_at_may_come_back(wire: ModelApi) -> None:
+async def test_a_server_nobody_listens_at_may_come_back(bench: MakeBench, wire: ModelApi) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     async with bench(agent=None, wire=wire) as desk:
@@ -699,7 +733,7 @@ async def test_a_server_nobody_listens_at_may_come_back(wire: ModelApi) -> None:
     assert (failed.code, failed.retryable) == ("model_error", True)
 
 
-async def test_a_guardrail_that_trips_is_an_error_that_tells_nothing_more() -> None:
+async def test_a_guardrail_that_trips_is_an_error_that_tells_nothing_more(bench: MakeBench) -> None:
     async with bench(agent="guarded") as desk:
         failed = await desk.failing("go")
 
@@ -735,7 +769,7 @@ MAPPING: list[tuple[Exception, str | None, str, bool]] = [
     (ModelBehaviorError(SECRET), "response.incomplete", "model_error", False),
     (ModelBehaviorError(SECRET), "response.failed", "model_error", True),
     (ModelBehaviorError(SECRET), "error", "model_error", True),
-    (ModelBehaviorError(SECRET), None, "model_error", False),
+    (ModelBehaviorError(SECRET), None, "model_error", True),
     (tool_error(), None, "agent_error", False),
     (UserError(SECRET), None, "agent_error", False),
 ]
@@ -786,7 +820,9 @@ def test_what_nobody_knows_stays_itself() -> None:
 # ---------------------------------------------------------------- what it leaves alone
 
 
-async def test_nothing_but_the_configured_server_is_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_but_the_configured_server_is_spoken_to(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked_up: list[str] = []
     real: Callable[..., Any] = socket.getaddrinfo
 
@@ -803,7 +839,7 @@ async def test_nothing_but_the_configured_server_is_spoken_to(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["stepper", "front", "boss"])
-async def test_the_users_own_agent_is_not_touched(name: str) -> None:
+async def test_the_users_own_agent_is_not_touched(bench: MakeBench, name: str) -> None:
     agent: Agent[None] = globals()[name]
     before = {attribute: getattr(agent, attribute) for attribute in ("model", "tools", "handoffs", "hooks", "name")}
     lists = {attribute: list(value) for attribute, value in before.items() if isinstance(value, list)}
@@ -840,7 +876,7 @@ def make_stepper() -> Agent[None]:
     return stepper
 
 
-async def test_a_function_that_makes_an_agent_will_do() -> None:
+async def test_a_function_that_makes_an_agent_will_do(bench: MakeBench) -> None:
     async with bench(agent="make_stepper") as desk:
         result, _ = await desk.answer('call step {"n": 1}')
 

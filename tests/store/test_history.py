@@ -24,7 +24,6 @@ from magent2.store.history import (
     call_id_of,
     history,
     journal_items,
-    journaled_adapter,
     open_calls,
     repair,
     started_calls,
@@ -106,7 +105,7 @@ def test_the_started_calls_are_those_with_a_mark() -> None:
 def test_a_journal_entry_is_read_as_it_was_written(entry: JournalEntry) -> None:
     journaled = Journaled(attempt=2, entry=entry)
 
-    assert journaled_adapter.validate_json(journaled_adapter.dump_json(journaled)) == journaled
+    assert Journaled.model_validate_json(journaled.model_dump_json()) == journaled
 
 
 def test_a_crashed_run_goes_on_with_each_call_closed_by_what_is_known_of_it() -> None:

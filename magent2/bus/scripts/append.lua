@@ -20,7 +20,10 @@ if ARGV[7] == '1' then
     local before, last, digest, origin = string.match(known, '^(%S+) (%S+) (%S*) (%S*)$')
     if digest ~= ARGV[6] then return redis.error_reply('DEDUPCONFLICT') end
     -- the writer is the newest all the same: from here on an older one is refused
-    if writer ~= '' then redis.call('HSET', fences, writer, token .. ' ' .. seq .. ' ' .. before .. ' ' .. last) end
+    if writer ~= '' then
+      redis.call('HSET', fences, writer, token .. ' ' .. seq .. ' ' .. before .. ' ' .. last)
+      if ARGV[2] ~= '0' then redis.call('PEXPIRE', fences, ARGV[2]) end
+    end
     return {before, last, 1, origin}
   end
 end
