@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from magent2 import __version__, preflight
 from magent2.errors import BadSettings, Magent2Error
+from magent2.runner.config import RunnerConfig
 from magent2.settings import Settings, load_settings
+from magent2.tools.registry import discover_tools
 
 OK, USAGE, DOWN = 0, 2, 5
 
@@ -27,7 +29,7 @@ async def examine() -> int:
         down |= not await _check("model", lambda: _model(settings))
     else:
         _say("model", "none: set OPENAI_API_KEY or OPENAI_BASE_URL; until then the echo runner answers")
-    _say("tools", ", ".join(config.tools) or ("none allowed" if config.explicit_tools else "none found"))
+    _say("tools", f"installed: {', '.join(discover_tools()) or 'none'}; allowed: {_allowed(config)}")
     _say("gateway", _gateway(settings))
     return DOWN if down else OK
 
@@ -38,6 +40,10 @@ async def _bus(settings: Settings) -> str:
 
 async def _model(settings: Settings) -> str:
     return f"reachable at {await preflight.check_model(settings)}"
+
+
+def _allowed(config: RunnerConfig) -> str:
+    return ", ".join(config.tools) or ("none" if config.explicit_tools else "all")
 
 
 def _gateway(settings: Settings) -> str:

@@ -30,6 +30,7 @@ async def serve(settings: Settings, agent: str | None) -> NoReturn:
     listener = bind(config, allow_anonymous=settings.magent2_allow_anonymous)
     runner = settings.runner(agent)
     await preflight.check_runner(settings, runner)
+    preflight.warn(settings)
     url = f"http://{'localhost' if config.host == '127.0.0.1' else config.host}:{listener.getsockname()[1]}"
     who = runner.agent or (runner.model if runner.kind == "openai" else "echo: set OPENAI_API_KEY for a model")
     sys.stderr.write(f"magent2 local: {url}  agent {settings.agent_name} ({who})\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from urllib.parse import urlsplit
 
 import httpx
@@ -11,6 +12,8 @@ from magent2.errors import BadSettings, Unavailable
 from magent2.log import without_password
 from magent2.runner.config import RunnerConfig, locate_agent
 from magent2.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 BUS_S = 4.0
 MODEL_S = 4.0
@@ -56,6 +59,12 @@ def _durability(appendonly: str | None, appendfsync: str | None) -> str:
         case ("yes", _):
             return "append-only file, synced when the system likes: a power cut may lose about 30 s"
     return "no append-only file: a restart of the server loses what came since its last snapshot"
+
+
+def warn(settings: Settings) -> None:
+    """Log what is set and does nothing: no setting is skipped in silence."""
+    if names := settings.without_effect():
+        logger.warning("without effect in this version: %s", ", ".join(names))
 
 
 async def check_runner(settings: Settings, config: RunnerConfig) -> None:

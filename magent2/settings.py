@@ -58,6 +58,19 @@ class GatewayConfig:
     tokens: tuple[str, ...] = ()
 
 
+NOT_YET = frozenset(
+    {
+        "agent_hop_limit", "agent_trace_budget", "agent_approval_ttl_seconds", "worker_metrics_port", "mcp_config",
+        "terminal_allowed_commands", "terminal_timeout_seconds", "terminal_output_cap_bytes",
+        "terminal_function_output_max_chars", "terminal_redact_substrings", "terminal_redact_patterns",
+        "terminal_sandbox", "terminal_workdir", "todo_store_prefix", "auto_child_signal_done",
+        "enable_orchestrate_tool", "signal_topic_prefix", "signal_max_payload_bytes", "gateway_ui",
+        "obs_index_enabled", "obs_index_ttl_days",
+    }
+)  # fmt: skip
+"""Settings whose part of the product is still to come."""
+
+
 def _setting(default: Any, meaning: str, **more: Any) -> Any:
     return Field(default, description=meaning, **more)
 
@@ -164,13 +177,6 @@ class Settings(BaseSettings):
     log_module_levels: Annotated[dict[str, Level], NoDecode] = _setting({}, "`module=LEVEL,…`")
     service_name: str = _setting("magent2", "who logs, in JSON logs")
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
-        if value == "" and info.field_name not in ("terminal_allowed_commands",):
-            return cls.model_fields[info.field_name].default
-        return value
-
     @field_validator(
         "agent_tools", "agent_guardrails", "tools_need_approval", "terminal_allowed_commands", "gateway_allowed_hosts",
         "terminal_redact_substrings", "terminal_redact_patterns", "gateway_allowed_origins", "magent2_api_token",
@@ -193,6 +199,14 @@ class Settings(BaseSettings):
         pairs = [item.partition("=") for item in value.split(",") if item.strip()]
         return {name.strip(): level.strip().upper() for name, _, level in pairs}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
+        # last of all: pydantic runs the validators defined later first, and this must see what was written
+        if value == "" and info.field_name not in ("terminal_allowed_commands",):
+            return cls.model_fields[info.field_name].default
+        return value
+
     @model_validator(mode="after")
     def _urls_are_urls(self) -> Settings:
         check_bus_url(self.bus_url)
@@ -211,6 +225,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over `.env`."""
         return init_settings, env_settings, dotenv_settings
+
+    def without_effect(self) -> list[str]:
+        """Variables that are set and do nothing in this version, for a warning at start."""
+        return sorted(name.upper() for name in self.model_fields_set & NOT_YET)
 
     @property
     def bus_url(self) -> str:
@@ -319,7 +337,7 @@ def _refuse_unknown(names: Mapping[str, Any] | set[str], where: str) -> None:
     known = {name.upper() for name in Settings.model_fields}
     for name in sorted(names):
         if name.upper().startswith("MAGENT2_") and name.upper() not in known:
-            close = difflib.get_close_matches(name.upper(), known, n=1)
+            close = difflib.get_close_matches(name.upper(), [k for k in known if k.startswith("MAGENT2_")], n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise BadSettings(f"{name}{where} is not a setting of magent2{hint}")
 

@@ -11,7 +11,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from os import fstat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,13 +58,26 @@ def _usage_errors() -> Iterator[None]:
 
 
 def environment(name: str) -> str | None:
-    """A variable without a flag: a token does not belong on a command line, where `ps` shows it."""
+    """A variable, from the environment or else from `.env`; click reads the former, so that nothing here does."""
     value = click.Option(["--_"], envvar=name).resolve_envvar_value(click.get_current_context())
-    return value or None
+    return value or _dotenv().get(name)
+
+
+@cache
+def _dotenv() -> dict[str, str]:
+    if not Path(".env").is_file():
+        return {}
+    from dotenv import dotenv_values  # comes with pydantic-settings, and reads the file as the services do
+
+    with suppress(OSError, UnicodeDecodeError):
+        return {name: value for name, value in dotenv_values(".env").items() if value}
+    return {}
 
 
 def _name(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """An id or a bare agent name; `agent:` before it is allowed for the latter."""
+    if value is None and param.name == "agent":
+        value = environment("MAGENT2_AGENT_NAME") or "DevAgent"
     if value is None:
         return None
     name = value.removeprefix("agent:") if param.name == "agent" else value
@@ -104,7 +119,7 @@ def _base_url(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @click.command("client", cls=ClientCommand, help=HELP)
 @click.option("--message", help="What to say; `-` reads it from stdin.")
 @click.option("--conv", callback=_name, help="Conversation id.  [default: a fresh one]")
-@click.option("--agent", envvar="MAGENT2_AGENT_NAME", default="DevAgent", show_default=True, callback=_name)
+@click.option("--agent", callback=_name, help="Whom to talk to.  [default: MAGENT2_AGENT_NAME, else DevAgent]")
 @click.option("--sender", default="user:local", show_default=True, callback=_sender)
 @click.option(
     "--base-url",

@@ -30,7 +30,7 @@ def create_app(
     config: GatewayConfig, open_conversations: OpenConversations, *, routes: Sequence[BaseRoute] = ()
 ) -> Starlette:
     """The ASGI application. `open_conversations` is entered once, at start; `routes` are those of extensions."""
-    streams = Streams(config.max_streams)
+    streams = Streams(config.max_streams, config.max_unsent_bytes)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import signal
 import socket
 import threading
@@ -20,12 +21,10 @@ from magent2.settings import GatewayConfig
 GRACE_S = 3
 """After this long of an orderly end connections are cut."""
 
-_LOOPBACK = ("127.", "localhost", "::1", "[::1]")
-
 
 def bind(config: GatewayConfig, *, allow_anonymous: bool) -> socket.socket:
     """A listening socket, before anything else is started. Raises `BadSettings` in plain words."""
-    if not (config.host.startswith(_LOOPBACK) or config.tokens or allow_anonymous):
+    if not (_is_loopback(config.host) or config.tokens or allow_anonymous):
         raise BadSettings(
             f"GATEWAY_HOST={config.host} can be reached from elsewhere: set MAGENT2_API_TOKEN, "
             "or MAGENT2_ALLOW_ANONYMOUS=1 if everybody may use it"
@@ -45,6 +44,13 @@ def bind(config: GatewayConfig, *, allow_anonymous: bool) -> socket.socket:
             raise BadSettings(f"port {config.port} is in use: stop what listens there or set GATEWAY_PORT") from None
         raise BadSettings(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
     return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # another name: who knows where it leads
+        return False
 
 
 class Server(uvicorn.Server):

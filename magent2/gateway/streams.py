@@ -19,8 +19,10 @@ MAX_CHUNK_BYTES = 64 * 1024
 class Streams:
     """Counts the open streams and can end them all, each with a clean end of its response."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, max_unsent_bytes: int) -> None:
         self._most = most
+        # beside a chunk, the server buffers 64 KiB before it makes us wait
+        self._max_chunk_bytes = max(1, min(MAX_CHUNK_BYTES, max_unsent_bytes - MAX_CHUNK_BYTES))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -52,7 +54,7 @@ class Streams:
             yield b"retry: %d\n\n" % RETRY_MS
             async for batch in batches:
                 frames = batch if left is None else batch[:left]
-                for chunk in join(frames):
+                for chunk in join(frames, self._max_chunk_bytes):
                     yield chunk
                 if left is not None:
                     left -= len(frames)
@@ -67,15 +69,15 @@ class Streams:
             await batches.aclose()
 
 
-def join(frames: Sequence[Frame]) -> Iterator[bytes]:
-    """The frames as SSE, several to a chunk; a frame without a cursor has no `id:`."""
+def join(frames: Sequence[Frame], max_chunk_bytes: int) -> Iterator[bytes]:
+    """The frames as SSE, several to a chunk of about this size; a frame without a cursor has no `id:`."""
     parts: list[bytes] = []
     size = 0
     for frame in frames:
         head = b"" if frame.cursor is None else b"id: %s\n" % frame.cursor.encode()
         parts.append(b"%sdata: %s\n\n" % (head, frame.data))
         size += len(parts[-1])
-        if size >= MAX_CHUNK_BYTES:
+        if size >= max_chunk_bytes:
             yield b"".join(parts)
             parts, size = [], 0
     if parts:

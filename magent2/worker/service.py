@@ -50,6 +50,7 @@ async def _serve(settings: Settings, agent: str | None) -> None:
         config = settings.runner(agent)
         durability = await preflight.check_bus(settings)
         await preflight.check_runner(settings, config)
+        preflight.warn(settings)
         logger.info("bus: %s", durability)
         async with make_backends(settings) as (bus, store):
             conversations = Conversations(bus)

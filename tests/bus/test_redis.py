@@ -22,8 +22,8 @@ from magent2.bus.interface import BusConfig, Cursor, Delivery, Entry
 from magent2.bus.redis import RedisBus
 from magent2.bus.redis_queue import RedisConsumer
 from magent2.errors import CursorExpired, LeaseLost, Unavailable
-from magent2.models.run import Fence
 from magent2.log import without_password
+from magent2.models.run import Fence
 from magent2.redis_link import RedisLink
 from tests.conftest import BINARIES, REDIS_NAMES
 from tests.support.proxy import Proxy, running_proxy

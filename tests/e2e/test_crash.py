@@ -221,6 +221,7 @@ async def test_killed_while_the_model_talks_the_turn_is_asked_again(killed: Kill
     assert (killed.asked_before["streaming"], len(killed.world.asked(CRASHES["streaming"]))) == (1, 2)
 
 
+@pytest.mark.promise("M16")
 async def test_killed_while_a_tool_runs_its_outcome_is_unknown_and_it_is_not_run_again(killed: Killed) -> None:
     events = killed.events["tool-runs"]
 
@@ -236,6 +237,7 @@ async def test_killed_while_a_tool_runs_its_outcome_is_unknown_and_it_is_not_run
     assert (killed.asked_before["tool-runs"], len(killed.world.asked(CRASHES["tool-runs"]))) == (1, 4)
 
 
+@pytest.mark.promise("run.resume")
 async def test_killed_between_two_turns_nothing_is_done_or_asked_twice(killed: Killed) -> None:
     events = killed.events["between"]
 
@@ -256,6 +258,7 @@ async def test_what_waited_behind_a_killed_run_is_answered_after_it(killed: Kill
     assert [end["text"] for end in of_kind(log, "output")] == ["one two three four five", "t0 t1"]
 
 
+@pytest.mark.promise("run.once")
 async def test_every_message_has_one_terminal_event(killed: Killed) -> None:
     for conversation_id in ("streaming", "tool-runs", "between"):
         log = await whole_log(killed.world.client, conversation_id)
@@ -282,6 +285,7 @@ async def test_the_history_holds_what_a_killed_run_finished(killed: Killed) -> N
     assert request.user_texts == [CRASHES["tool-runs"], "and now"]
 
 
+@pytest.mark.promise("M17")
 async def test_sigterm_finishes_the_run_in_flight_and_exits_0(killed: Killed) -> None:
     world, worker = killed.world, killed.world.workers[1]
     world.gate.clear()
@@ -299,6 +303,7 @@ async def test_sigterm_finishes_the_run_in_flight_and_exits_0(killed: Killed) ->
     assert len(world.asked("gated drained")) == 1
 
 
+@pytest.mark.promise("M17")
 async def test_a_run_that_takes_longer_than_the_drain_is_handed_back_and_not_counted(killed: Killed) -> None:
     world = killed.world
     world.gate.clear()

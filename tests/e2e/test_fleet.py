@@ -51,6 +51,7 @@ async def log_of(client: GatewayClient, conversation_id: str, until: str) -> lis
     return [event async for event in client.follow(conversation_id, until=until)]
 
 
+@pytest.mark.promise("M2")
 async def test_a_thousand_messages_over_two_gateways_are_each_answered_once_and_in_order(fleet: Fleet) -> None:
     async def converse(number: int) -> None:
         conversation_id = f"many-{number}"

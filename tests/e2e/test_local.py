@@ -265,7 +265,7 @@ async def test_an_agent_that_cannot_be_loaded_is_told_without_a_traceback(tmp_pa
             "my_app:not_an_agent": "is a int, not an agents.Agent",
             "my_app": "is not MODULE:ATTRIBUTE",
         }
-        started = {spec: processes.local(spec) for spec in told}
+        started = {spec: processes.local(spec, AGENT_SESSION_PATH=f"{n}.db") for n, spec in enumerate(told)}
 
         for spec, process in started.items():
             assert await process.ended(within_s=30) == 2, process.said

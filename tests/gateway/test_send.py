@@ -67,6 +67,7 @@ async def test_the_same_id_again_is_a_duplicate_and_runs_nothing(http: httpx.Asy
     assert (await service.conversations.depth(now.agent)).waiting == 1
 
 
+@pytest.mark.promise("M7")
 async def test_fifty_identical_sends_at_once_are_one_message(http: httpx.AsyncClient, service: Service) -> None:
     answers = await asyncio.gather(*(http.post("/send", json=message(id="m1")) for _ in range(50)))
 
@@ -191,6 +192,7 @@ async def test_another_media_type_is_refused(http: httpx.AsyncClient, media_type
     assert answer.status_code == 415
 
 
+@pytest.mark.promise("http.limits")
 async def test_a_body_over_the_limit_is_refused(service: Service) -> None:
     async with running(with_worker=False, gateway=GatewayConfig(max_body_bytes=1000)) as small:
         async with httpx.AsyncClient(base_url=small.base_url) as http:
@@ -239,6 +241,7 @@ async def test_without_the_bus_health_is_fine_and_the_rest_says_503() -> None:
     assert (sent.status_code, "retry-after" in sent.headers) == (503, True)
 
 
+@pytest.mark.promise("H15")
 async def test_hostile_text_comes_back_byte_exact(http: httpx.AsyncClient, service: Service) -> None:
     hostile = "data: x\n\nevent: evil\nid: 9\r\n\u2028\u0085\u0000\ufeff" + uuid4().hex
     await http.post("/send", json=message(content=hostile))
@@ -250,6 +253,7 @@ async def test_hostile_text_comes_back_byte_exact(http: httpx.AsyncClient, servi
     assert httpx.Response(200, content=data.encode()).json()["text"] == hostile
 
 
+@pytest.mark.promise("H9")
 async def test_an_unknown_host_is_refused_everywhere(http: httpx.AsyncClient) -> None:
     for path in ("/health", "/ready", f"/stream/{now.conversation}", "/nope"):
         for host in ("evil.test", "127.0.0.1.evil.test", "localhost.evil.test:80", "", "2130706433"):
@@ -257,12 +261,14 @@ async def test_an_unknown_host_is_refused_everywhere(http: httpx.AsyncClient) ->
             assert answer.status_code in (400, 421), (path, host)
 
 
+@pytest.mark.promise("H9")
 async def test_a_foreign_origin_is_refused(http: httpx.AsyncClient) -> None:
     for origin in ("https://evil.test", "null", "http://localhost:1"):
         assert (await http.get("/health", headers={"origin": origin})).status_code == 403
     assert (await http.get("/health", headers={"host": "LOCALHOST:8000"})).status_code == 200
 
 
+@pytest.mark.promise("http.token")
 async def test_with_tokens_everything_but_health_needs_one() -> None:
     async with (
         running(with_worker=False, gateway=GatewayConfig(tokens=("old", "new"))) as service,

@@ -210,6 +210,7 @@ async def test_a_bad_parameter_is_a_422(http: httpx.AsyncClient, query: str) -> 
     assert (await http.get(f"/stream/{now.conversation}?{query}")).status_code == 422
 
 
+@pytest.mark.promise("http.limits")
 async def test_streams_are_bounded() -> None:
     async with (
         running(gateway=GatewayConfig(max_streams=2), with_worker=False) as service,
@@ -224,6 +225,7 @@ async def test_streams_are_bounded() -> None:
         assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
 
 
+@pytest.mark.promise("H5")
 async def test_a_client_that_leaves_frees_its_stream_and_the_run_goes_on(
     http: httpx.AsyncClient, service: Service
 ) -> None:

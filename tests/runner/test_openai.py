@@ -525,6 +525,7 @@ async def whole_run(bench: MakeBench, wire: ModelApi) -> tuple[Result, Recorder]
 
 
 @pytest.mark.parametrize("cut", range(8))
+@pytest.mark.promise("run.resume")
 async def test_a_run_cut_off_anywhere_goes_on_from_its_journal(bench: MakeBench, wire: ModelApi, cut: int) -> None:
     whole, recorder = await whole_run(bench, wire)
     journal = recorder.entries[:cut]
@@ -580,6 +581,7 @@ def begun(call: ToolCall) -> list[JournalEntry]:
     ]
 
 
+@pytest.mark.promise("M16")
 async def test_a_call_whose_outcome_is_unknown_is_not_run_again(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         result, recorder = await desk.answer(
@@ -597,6 +599,7 @@ async def test_a_call_whose_outcome_is_unknown_is_not_run_again(bench: MakeBench
     assert result.text == f"done: {UNKNOWN}"
 
 
+@pytest.mark.promise("M16")
 async def test_an_idempotent_tool_whose_outcome_is_unknown_is_run_again(bench: MakeBench, wire: ModelApi) -> None:
     async with bench(wire=wire) as desk:
         result, recorder = await desk.answer(

@@ -23,6 +23,7 @@ async def send(client: GatewayClient, content: str, id: str) -> Sent:
     )
 
 
+@pytest.mark.promise("M7")
 async def test_the_same_message_twice_is_run_once() -> None:
     runner = ScriptedRunner(thank)
     async with running(runner) as service, GatewayClient(service.base_url) as client:
@@ -38,6 +39,7 @@ async def test_the_same_message_twice_is_run_once() -> None:
     assert [event["message_id"] for event in events if event["event"] == "output"] == ["order-1", "order-2"]
 
 
+@pytest.mark.promise("M7")
 async def test_another_message_with_a_known_id_is_refused() -> None:
     async with running(ScriptedRunner(thank)) as service, GatewayClient(service.base_url) as client:
         await send(client, "pay 10", id="order-1")

@@ -27,6 +27,7 @@ async def ask(client: GatewayClient, conversation_id: str, content: str) -> str:
     return str(events[-1]["text"])
 
 
+@pytest.mark.promise("run.history")
 async def test_the_second_message_sees_the_first_and_its_answer() -> None:
     runner = ScriptedRunner(remember)
     async with running(runner) as service, GatewayClient(service.base_url) as client:
@@ -40,6 +41,7 @@ async def test_the_second_message_sees_the_first_and_its_answer() -> None:
     ]
 
 
+@pytest.mark.promise("run.history")
 async def test_another_conversation_knows_nothing_of_it() -> None:
     async with running(ScriptedRunner(remember)) as service, GatewayClient(service.base_url) as client:
         await ask(client, "c1", "my name is Ada")

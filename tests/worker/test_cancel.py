@@ -57,6 +57,7 @@ class Endless:
         raise AssertionError
 
 
+@pytest.mark.promise("run.cancel")
 async def test_a_cancel_stops_what_runs(house: House) -> None:
     script = Endless()
     runner = scripted(script)
@@ -91,6 +92,7 @@ async def test_a_cancel_by_run_id_means_that_run_only(house: House) -> None:
     assert events[-1]["event"] == "cancelled"
 
 
+@pytest.mark.promise("run.cancel")
 async def test_a_cancel_stops_what_waits_and_not_what_comes_later(house: House) -> None:
     script = Endless()
     runner = scripted(script)
@@ -122,6 +124,7 @@ async def test_a_cancel_before_any_worker_is_there_is_kept(house: House) -> None
     assert runner.turns == []
 
 
+@pytest.mark.promise("run.cancel")
 async def test_a_cancel_reaches_what_waits_to_be_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_DELAY_S", 60.0)
 

@@ -137,6 +137,7 @@ async def test_the_next_message_sees_what_was_committed(house: House) -> None:
     assert [item["content"] for item in runner.turns[1].history] == ["first", "hello world"]
 
 
+@pytest.mark.promise("M2")
 async def test_conversations_run_side_by_side_up_to_the_bound_and_one_at_a_time_each(house: House) -> None:
     running: list[str] = []
     most = 0
@@ -244,6 +245,7 @@ async def test_an_error_leaves_the_message_in_the_history(house: House) -> None:
     assert [item["content"] for item in runner.turns[1].history] == ["first"]
 
 
+@pytest.mark.promise("M8")
 async def test_a_message_whose_workers_died_each_time_ends_in_the_dead_letters(house: House) -> None:
     message_id = await house.send()
     await house.send("next")
@@ -295,6 +297,7 @@ async def test_the_journal_is_gone_after_the_commit(house: House) -> None:
     assert await house.store.entries(f"{AGENT}:c1", f"journal:{message_id}:0") == []
 
 
+@pytest.mark.promise("run.once")
 async def test_a_redelivery_that_finds_a_commit_only_finishes_it(house: House) -> None:
     runner = scripted(say)
     async with house.working(runner):
@@ -348,6 +351,7 @@ async def test_bytes_that_are_no_message_are_a_dead_letter_and_an_error_in_their
     assert [letter["reason"] for letter in await house.dead()] == ["undecodable"]
 
 
+@pytest.mark.promise("M4")
 async def test_a_worker_that_lost_its_lease_stops_the_run_and_writes_nothing_more(house: House) -> None:
     started, stopped = asyncio.Event(), asyncio.Event()
 
@@ -436,6 +440,7 @@ class MoodyBus(MemoryBus):
         return await super().append(topic, *data, **more)
 
 
+@pytest.mark.promise("run.outage")
 async def test_a_run_outlives_an_outage_and_writes_nothing_twice() -> None:
     house = House(bus := MoodyBus())
 
@@ -454,6 +459,7 @@ async def test_a_run_outlives_an_outage_and_writes_nothing_twice() -> None:
     assert len(terminal(events)) == 1
 
 
+@pytest.mark.promise("M4")
 async def test_a_stale_journal_write_is_refused(house: House) -> None:
     go, lost = asyncio.Event(), asyncio.Event()
 
