@@ -23,6 +23,7 @@ from magent2.store.history import ModelTurn
 from magent2.store.memory import MemoryStore
 from magent2.testing import ScriptedRunner
 from magent2.worker import retry
+from magent2.worker import worker as worker_module
 from magent2.worker.worker import Worker
 from tests.support.wait import wait_until
 
@@ -486,3 +487,170 @@ async def test_a_stale_journal_write_is_refused(house: House) -> None:
 
     assert terminal(await house.log()) == []
     assert message_id
+
+
+async def test_a_word_that_is_no_text_breaks_neither_its_run_nor_the_others(house: House) -> None:
+    async def halves(turn: Turn) -> str:
+        turn.sink.token("\ud83d", 0)
+        turn.sink.token("\ude00 \udfff", 0)
+        await turn.sink.flush()
+        return "said"
+
+    async with house.working(scripted(halves)):
+        events = await house.until(await house.send())
+
+    assert [event["text"] for event in events if event["event"] == "token"] == ["\U0001f600 \ufffd"]
+    assert events[-1]["text"] == "said"
+
+
+async def test_an_event_that_cannot_be_written_fails_its_own_run_only(house: House) -> None:
+    async def rude(turn: Turn) -> str:
+        if turn.envelope.content == "rude":
+            turn.sink.token(b"no text at all", 0)  # type: ignore[arg-type]
+            await turn.sink.flush()
+        return "fine"
+
+    async with house.working(scripted(rude)):
+        bad, good = await house.send("rude", "c1"), await house.send("polite", "c2")
+        answered = await house.until(good, "c2")
+        failed = await house.until(bad, "c1")
+
+    assert answered[-1]["text"] == "fine"
+    assert failed[-1]["code"] == "agent_error"
+
+
+async def test_a_job_that_the_store_alone_calls_stale_does_not_block_its_conversation(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_AWAY_S", 0.001)
+    await house.store.delete(f"{AGENT}:c1", "guard", token="9" * 20)
+    async with house.working(scripted(say), max_attempts=2):
+        await house.send()
+        await wait_until(house.idle, description="it is given up")
+
+    assert [event["code"] for event in terminal(await house.log())] == ["attempts_exhausted"]
+    assert len(await house.dead()) == 1
+
+
+async def test_a_history_that_cannot_be_read_ends_in_the_dead_letters(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_AWAY_S", 0.001)
+    await house.store.add(f"{AGENT}:c1", "commits", "x", b"not a commit")
+    async with house.working(scripted(say), max_attempts=2):
+        message_id = await house.send()
+        events = await house.until(message_id)
+        other = await house.until(await house.send("other", "c2"), "c2")
+
+    assert events[-1]["code"] == "attempts_exhausted"
+    assert [letter["work"]["envelope"]["id"] for letter in await house.dead()] == [message_id]
+    assert other[-1]["text"] == "hello world"
+
+
+async def test_an_agent_that_cancels_itself_is_an_error_and_no_stop(house: House) -> None:
+    async def giving_up(turn: Turn) -> str:
+        raise asyncio.CancelledError
+
+    runner = scripted(giving_up)
+    async with house.working(runner):
+        events = await house.until(await house.send())
+
+    assert (events[-1]["event"], events[-1]["code"]) == ("error", "agent_error")
+    assert len(runner.turns) == 1
+
+
+async def test_what_a_run_says_behind_its_end_is_not_in_the_log(house: House) -> None:
+    late: list[Turn] = []
+
+    async def hasty(turn: Turn) -> str:
+        late.append(turn)
+        return "done"
+
+    async with house.working(scripted(hasty)):
+        await house.until(await house.send())
+        late[0].sink.token("too late", 0)
+        await house.until(await house.send("next", "c2"), "c2")
+
+    assert (await house.log())[-1]["event"] == "output"
+
+
+async def test_what_a_guardrail_stopped_is_not_shown_to_the_model_again(house: House) -> None:
+    async def guarded(turn: Turn) -> str:
+        if turn.envelope.content == "forbidden":
+            raise RunFailed("guardrail", "stopped")
+        return "fine"
+
+    runner = scripted(guarded)
+    async with house.working(runner):
+        await house.until(await house.send("forbidden"))
+        await house.until(await house.send("allowed"))
+
+    assert list(runner.turns[1].history) == []
+
+
+async def test_an_id_used_again_with_other_content_after_the_window_is_another_message() -> None:
+    house = House(MemoryBus(BusConfig(dedup_ttl_s=0.05)))
+    runner = scripted(say)
+    async with house.working(runner):
+        await house.until(await house.send("first", id="m1"))
+        await wait_until(lambda: _forgotten(house), description="the id is forgotten")
+        await house.send("second", id="m1")
+        await wait_until(lambda: len(runner.turns) == 2, description="it is run")
+
+    assert [turn.envelope.content for turn in runner.turns] == ["first", "second"]
+
+
+async def _forgotten(house: House) -> bool:
+    return await house.bus.find(topics.log("c1"), f"msg:agent:{AGENT}:m1") is None
+
+
+async def test_after_an_outage_of_the_model_jobs_still_run_side_by_side(house: House) -> None:
+    running = 0
+    most = 0
+    together = asyncio.Event()
+
+    async def recovering(turn: Turn) -> str:
+        nonlocal running, most
+        tries[turn.envelope.conversation_id] = tries.get(turn.envelope.conversation_id, 0) + 1
+        if tries[turn.envelope.conversation_id] < 4:
+            raise RunFailed("model_error", "down", retryable=True)
+        running += 1
+        most = max(most, running)
+        if running == 5:
+            together.set()
+        await together.wait()
+        return "up again"
+
+    tries: dict[str, int] = {}
+    async with house.working(scripted(recovering)):
+        ids = [await house.send(f"{n}", f"c{n}") for n in range(5)]
+        for n, message_id in enumerate(ids):
+            await house.until(message_id, f"c{n}")
+
+    assert most == 5
+
+
+async def test_a_job_is_handed_back_only_when_its_run_has_ended(house: House) -> None:
+    started, told, let_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stubborn(turn: Turn) -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.set()
+            await let_go.wait()
+        raise AssertionError
+
+    leaving = house.working(scripted(stubborn), drain_s=0)
+    worker = await leaving.__aenter__()
+    await house.send()
+    await started.wait()
+    worker.stop()
+    await told.wait()
+    in_flight = (await house.bus.depth(topics.queue(AGENT))).in_flight
+    let_go.set()
+    await leaving.__aexit__(None, None, None)
+
+    depth = await house.bus.depth(topics.queue(AGENT))
+    assert (in_flight, depth.in_flight, depth.waiting) == (1, 0, 1)
