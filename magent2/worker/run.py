@@ -209,6 +209,7 @@ class Run:
         )
         try:
             result = await self._runner.run(turn)
+            await self._log.flush()
         except (RunFailed, LeaseLost):
             raise
         except asyncio.CancelledError:
@@ -224,7 +225,6 @@ class Run:
             current_run.reset(token)
         if isinstance(result, Parked):
             raise RunFailed("agent_error", "a tool waits for approval, which this version does not support yet")
-        await self._log.flush()
         return result
 
     async def _record(self, entry: JournalEntry) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from magent2.conversations import Conversations, Job
+from magent2.errors import LeaseLost
 from magent2.models.events import (
     AgentUpdatedEvent,
     BaseEvent,
@@ -39,7 +40,7 @@ class _Text:
 
 
 class RunLog:
-    """The `Sink` of one delivery of a job. After a failed write everything raises what it failed with."""
+    """The `Sink` of one delivery of a job. `flush` raises what a write failed with: once, a lost lease for good."""
 
     def __init__(self, job: Job, conversations: Conversations, mark: Callable[[RunLog], None]) -> None:
         self._job = job
@@ -110,8 +111,10 @@ class RunLog:
         while self._failure is None and (self._pending or self._writing):
             self._written.clear()
             await self._written.wait()
-        if self._failure is not None:
-            raise self._failure
+        if (failure := self._failure) is not None:
+            if not isinstance(failure, LeaseLost):
+                self._failure = None  # told; what ends the run is still to be written
+            raise failure
 
     def close(self) -> None:
         """Say nothing more: a tool that outlives its run has no place behind the terminal event."""
