@@ -230,5 +230,7 @@ class RedisLink:
             return list(await pipeline.execute(raise_on_error=False))
         except RedisError as error:
             return [error] * len(commands)
-        except OSError as error:  # a connection refused while resolving or connecting
+        except (OSError, AttributeError) as error:
+            # refused while resolving or connecting; or written to a connection that is closing, where redis-py 8.1 and
+            # the event loop trip over what is None by then
             return [RedisConnectionError(type(error).__name__)] * len(commands)

@@ -556,3 +556,41 @@ async def test_the_gateway_of_docker_compose_is_found(stand_in: StandIn, tmp_pat
     ended = await run(*args, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
 
     assert ended == Ended(0, "hi\n", "")
+
+
+# ---------------------------------------------------------------- what a `.env` says
+
+
+def dotenv(folder: Path, **variables: str) -> Path:
+    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()), encoding="utf-8")
+    return folder
+
+
+async def test_the_gateway_and_the_agent_are_read_from_dotenv(stand_in: StandIn, tmp_path: Path) -> None:
+    dotenv(tmp_path, MAGENT2_BASE_URL=stand_in.base_url, MAGENT2_AGENT_NAME="Filed", MAGENT2_API_TOKEN="t1")
+
+    ended = await run("--message", "hi", "--conv", "c1", cwd=tmp_path)
+
+    assert ended == Ended(0, "hi\n", "")
+    assert [sent["recipient"] for sent in stand_in.sends] == ["agent:Filed"]
+    assert stand_in.tokens == ["Bearer t1"]
+
+
+async def test_the_environment_wins_over_dotenv(stand_in: StandIn, tmp_path: Path) -> None:
+    dotenv(tmp_path, MAGENT2_BASE_URL="http://127.0.0.1:1", MAGENT2_AGENT_NAME="Filed", MAGENT2_API_TOKEN="t1")
+    env = {"MAGENT2_BASE_URL": stand_in.base_url, "MAGENT2_AGENT_NAME": "Given", "MAGENT2_API_TOKEN": "t2"}
+
+    ended = await run("--message", "hi", "--conv", "c1", cwd=tmp_path, env=env)
+
+    assert ended == Ended(0, "hi\n", "")
+    assert [sent["recipient"] for sent in stand_in.sends] == ["agent:Given"]
+    assert stand_in.tokens == ["Bearer t2"]
+
+
+async def test_a_flag_wins_over_dotenv(stand_in: StandIn, tmp_path: Path) -> None:
+    dotenv(tmp_path, MAGENT2_BASE_URL="http://127.0.0.1:1", MAGENT2_AGENT_NAME="Filed")
+
+    ended = await ask(stand_in, "--agent", "Flagged", cwd=tmp_path)
+
+    assert ended == Ended(0, "hello there\n", "")
+    assert [sent["recipient"] for sent in stand_in.sends] == ["agent:Flagged"]
