@@ -30,6 +30,7 @@ from agents.tool_context import ToolContext
 
 from magent2.errors import RunFailed
 from magent2.models.events import ToolStatus, Usage
+from magent2.models.text import mended
 from magent2.runner.config import RunnerConfig
 from magent2.runner.interface import ApprovalRequest, Parked, Result, Turn
 from magent2.runner.openai_agent import load_agent, reachable
@@ -39,6 +40,7 @@ from magent2.runner.openai_events import (
     RESPONSE_ENDS,
     TEXT_DELTA,
     finished,
+    is_answer,
     parsed,
     portable,
     response_text,
@@ -68,6 +70,9 @@ from magent2.store.history import (
 from magent2.tools.interface import Tool, is_idempotent
 
 logger = logging.getLogger(__name__)
+
+MAX_UNJUDGED = 5
+"""So many answers of one message are asked again for their guardrails' sake."""
 
 BREATHE_TOKENS = 16
 """The SDK does not yield while its buffer holds chunks: without a pause now and then no other run gets a word in."""
@@ -123,6 +128,7 @@ class _Attempt(RunHooks[Any]):
         self._open: dict[str, Item] = {}  # calls of the last model turn whose output is not journalled, by id
         self._began: dict[str, float] = {}
         self._failed: dict[str, BaseException | None] = {}
+        self._config: RunConfig | None = None
         self._in_model = False
         self._tokens = 0
         self._ended: str | None = None
@@ -131,11 +137,10 @@ class _Attempt(RunHooks[Any]):
         """Go on from the journal to the answer."""
         tap.set(self._seen)
         failures.set(self._failed)
+        self._config = config
+        if self._guarded(config):
+            self._forget_answers()
         answer = finished(self._journal)
-        if answer is not None and self._guarded(config):
-            # the answer was made but maybe not judged: it is asked again, so that the guardrails see it
-            self._journal.pop()
-            answer = None
         await self._close_open_calls()
         resumed = repair(journal_items(self._journal), started_calls(self._journal))
         text = text_of(answer.items) if answer is not None else self._answer_of_tool()
@@ -143,7 +148,7 @@ class _Attempt(RunHooks[Any]):
             # it was finished and paid for: nothing is asked again
             return Result([self._user, *resumed], text, self._usage())
         history = [*self._turn.history, self._user, *resumed]
-        left = max_turns - self._number - 1
+        left = max_turns - sum(isinstance(entry, ModelTurn) for entry in self._journal)
         if left < 1:
             raise RunFailed("max_turns", MAX_TURNS)
         result = SdkRunner.run_streamed(
@@ -309,6 +314,13 @@ class _Attempt(RunHooks[Any]):
             result_summary=result_summary,
         )
 
+    def _forget_answers(self) -> None:
+        """Have answers that were made but maybe not judged asked again, so that the guardrails see them."""
+        kept = [entry for entry in self._journal if not is_answer(entry)]
+        if len(self._journal) - len(kept) >= MAX_UNJUDGED:
+            raise RunFailed("guardrail", "the run broke off each time before its answer was judged")
+        self._journal = kept
+
     def _guarded(self, config: RunConfig) -> bool:
         """Whether guardrails judge the answer, or the input beside the model."""
         agent = self._agent
@@ -342,7 +354,11 @@ class _Attempt(RunHooks[Any]):
 
     async def _run_again(self, tool: FunctionTool, call: Item) -> None:
         context: ToolContext[Any] = ToolContext(
-            context=None, tool_name=tool.name, tool_call_id=call["call_id"], tool_arguments=call["arguments"]
+            context=None,
+            tool_name=tool.name,
+            tool_call_id=call["call_id"],
+            tool_arguments=call["arguments"],
+            run_config=self._config,  # its formatter hears of a failure
         )
         self._began[call["call_id"]] = time.monotonic()
         output: object
@@ -369,7 +385,7 @@ class _Attempt(RunHooks[Any]):
     def _text(self, output: Any, added: Sequence[Item]) -> str:
         """The final output as text; for a structured one what the model wrote."""
         if isinstance(output, str):
-            return output
+            return str(mended(output))
         last = next((item for item in reversed(added) if item.get("role") == "assistant"), None)
         return text_of([last]) if last is not None else summary(output)
 

@@ -57,9 +57,16 @@ def text_of(items: Sequence[Item]) -> str:
 def finished(journal: Sequence[JournalEntry]) -> ModelTurn | None:
     """The model turn that was the answer, when the journal ends with one."""
     last = journal[-1] if journal else None
-    if isinstance(last, ModelTurn) and not any(call_id_of(item) for item in last.items) and text_of(last.items):
-        return last
-    return None
+    return last if isinstance(last, ModelTurn) and is_answer(last) else None
+
+
+def is_answer(entry: JournalEntry) -> bool:
+    """Whether this is a model turn that says something and calls nothing: it ends a run."""
+    return (
+        isinstance(entry, ModelTurn)
+        and not any(call_id_of(item) for item in entry.items)
+        and bool(text_of(entry.items))
+    )
 
 
 def usage_of(used: SdkUsage) -> Usage:

@@ -20,6 +20,7 @@ from magent2.errors import DedupConflict, LeaseLost, RunFailed
 from magent2.models.command import Command
 from magent2.models.events import CancelledEvent, ErrorEvent, OutputEvent, TerminalEvent, encode
 from magent2.models.run import RunContext, current_run
+from magent2.models.text import mended
 from magent2.runner.interface import Parked, Result, Runner, Turn
 from magent2.settings import WorkerConfig
 from magent2.store.history import (
@@ -130,7 +131,7 @@ class Run:
         except _Stopped as stopped:
             await self._stopped(stopped.command)
         else:
-            output = OutputEvent(**self._stamp, text=result.text, usage=result.usage)
+            output = OutputEvent(**self._stamp, text=mended(result.text), usage=result.usage)
             await self._commit(result.items, output)
 
     async def _load(self) -> _Known:
@@ -282,7 +283,7 @@ class Run:
             message_id=job.envelope.id,
             digest=job.work.digest,
             generation=job.work.generation,
-            items=own_calls(items, job.envelope.id),
+            items=mended(own_calls(items, job.envelope.id)),
             terminal=encode(event).decode(),
         )
         data = commit.model_dump_json().encode()

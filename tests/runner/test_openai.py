@@ -566,7 +566,7 @@ async def test_a_character_cut_in_two_by_the_server_is_whole_in_what_is_kept(ben
     "wire",
     [
         "responses",
-        pytest.param("chat_completions", marks=pytest.mark.xfail(reason="bug: the SDK's final output is not mended")),
+        "chat_completions",
     ],
 )
 async def test_a_character_cut_in_two_by_the_server_is_whole_in_the_answer(bench: MakeBench, wire: ModelApi) -> None:
@@ -729,7 +729,7 @@ async def test_an_answer_nothing_judges_is_not_asked_for_again(bench: MakeBench,
 
 @pytest.mark.parametrize(
     "cut_off_twice",
-    [False, pytest.param(True, marks=pytest.mark.xfail(reason="bug: only the last answer is taken back"))],
+    [False, True],
 )
 async def test_an_answer_judged_at_last_is_in_the_history_once(bench: MakeBench, cut_off_twice: bool) -> None:
     journal = answered("Content")
@@ -743,7 +743,6 @@ async def test_an_answer_judged_at_last_is_in_the_history_once(bench: MakeBench,
     assert result.text == recorder.said() == "judged"
 
 
-@pytest.mark.xfail(reason="bug: the answer that is taken back counts as a turn, the run ends in max_turns")
 async def test_an_answer_in_the_last_turn_allowed_is_still_judged(bench: MakeBench) -> None:
     async with bench(in_order(Reply("judged")), agent="content", max_turns=1) as desk:
         result, _ = await desk.answer("go", journal=answered("Content"))
@@ -798,7 +797,7 @@ async def test_an_idempotent_tool_whose_outcome_is_unknown_is_run_again(bench: M
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("stumble", marks=pytest.mark.xfail(reason="bug: the SDK's own error text is taken for success")),
+        "stumble",
         "fall",
     ],
 )
