@@ -15,8 +15,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from magent2.conversations import Conversations, Job, patiently, place_of
+from magent2.conversations import Conversations
 from magent2.errors import DedupConflict, LeaseLost, RunFailed
+from magent2.job import Job, patiently, place_of
 from magent2.models.command import Command
 from magent2.models.events import CancelledEvent, ErrorEvent, OutputEvent, TerminalEvent, encode
 from magent2.models.run import RunContext, current_run

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 
-from magent2.conversations import Conversations, Inbox, Job
+from magent2.conversations import Conversations, Inbox
 from magent2.errors import LeaseLost, Unavailable
+from magent2.job import Job
 from magent2.log import span
 from magent2.runner.interface import Runner
 from magent2.settings import WorkerConfig

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from magent2.conversations import Conversations, Job
+from magent2.conversations import Conversations
 from magent2.errors import LeaseLost
+from magent2.job import Job
 from magent2.models.events import (
     AgentUpdatedEvent,
     BaseEvent,

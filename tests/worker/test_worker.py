@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from magent2 import conversations
+from magent2 import job
 from magent2.bus import topics
 from magent2.bus.interface import BusConfig, Dedup
 from magent2.bus.memory import MemoryBus
@@ -89,7 +89,7 @@ def house() -> House:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come after milliseconds."""
     monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.002)
-    monkeypatch.setattr(conversations, "_RETRY_S", (0.002,))
+    monkeypatch.setattr(job, "_RETRY_S", (0.002,))
 
 
 def scripted(script: Callable[[Turn], Awaitable[str]]) -> ScriptedRunner:
