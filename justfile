@@ -24,6 +24,10 @@ log *service:
 test *arguments:
     uv run pytest {{ arguments }}
 
+# The tests to run on save: in one process, without Redis and without importing the SDK
+quick:
+    uv run pytest -m "not redis" tests/contracts tests/store tests/gateway tests/worker tests/models tests/tools tests/story
+
 # What CI checks, the fastest first; reads only
 check: lint test
 

@@ -534,7 +534,7 @@ def redis_keeper(servers: dict[str, RedisServer], monkeypatch: pytest.MonkeyPatc
         yield RedisKeeper(server, client)
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(QueueMachine, 60), (TopicMachine, 40)])
+@pytest.mark.parametrize(("machine", "examples"), [(QueueMachine, 30), (TopicMachine, 20)])
 @pytest.mark.promise("M15")
 def test_the_memory_bus_behaves_as_the_model(machine: type[Machine], examples: int) -> None:
     run_machine(machine, MemoryKeeper(), examples)

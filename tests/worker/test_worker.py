@@ -37,7 +37,7 @@ class House:
     """A bus, a store and what is around them, without HTTP."""
 
     def __init__(self, bus: MemoryBus | None = None) -> None:
-        self.bus = bus or MemoryBus(BusConfig(lease_s=0.2))
+        self.bus = bus or MemoryBus(BusConfig(lease_s=0.05))
         self.store = MemoryStore()
         self.conversations = Conversations(self.bus)
 
