@@ -26,7 +26,7 @@ test *arguments:
 
 # The tests to run on save: in one process, without Redis and without importing the SDK
 quick:
-    uv run pytest -m "not redis" tests/contracts tests/store tests/gateway tests/worker tests/models tests/tools tests/story
+    uv run pytest --hypothesis-profile quick -m "not redis" tests/contracts tests/store tests/gateway tests/worker tests/models tests/tools tests/story
 
 # What CI checks, the fastest first; reads only
 check: lint test

@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.servers import RedisServer, binaries, running_server
+
+settings.register_profile("quick", max_examples=30)  # `just quick`; every other run does the whole count
 
 BINARIES = binaries()
 REDIS_NAMES = list(BINARIES) or ["missing"]

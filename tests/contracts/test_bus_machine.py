@@ -516,7 +516,7 @@ def run_machine(machine: type[Machine], keeper: Keeper, examples: int) -> None:
     run_state_machine_as_test(
         bound,
         settings=settings(
-            max_examples=examples,
+            max_examples=examples // 4 if settings.get_current_profile_name() == "quick" else examples,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
@@ -534,14 +534,14 @@ def redis_keeper(servers: dict[str, RedisServer], monkeypatch: pytest.MonkeyPatc
         yield RedisKeeper(server, client)
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(QueueMachine, 30), (TopicMachine, 20)])
+@pytest.mark.parametrize(("machine", "examples"), [(QueueMachine, 120), (TopicMachine, 60)])
 @pytest.mark.promise("M15")
 def test_the_memory_bus_behaves_as_the_model(machine: type[Machine], examples: int) -> None:
     run_machine(machine, MemoryKeeper(), examples)
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize(("machine", "examples"), [(QueueMachine, 30), (TopicMachine, 20)])
+@pytest.mark.parametrize(("machine", "examples"), [(QueueMachine, 40), (TopicMachine, 20)])
 @pytest.mark.promise("M15")
 def test_the_redis_bus_behaves_as_the_model(machine: type[Machine], examples: int, redis_keeper: RedisKeeper) -> None:
     run_machine(machine, redis_keeper, examples)

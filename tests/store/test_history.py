@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from magent2.store.history import (
@@ -240,7 +240,6 @@ def whole_histories(draw: st.DrawFn) -> list[Item]:
     return items
 
 
-@settings(max_examples=50)
 @given(any_items, st.sets(ids))
 def test_repairing_twice_is_repairing_once(items: list[Item], started: set[str]) -> None:
     once = repair(items, started)
@@ -249,7 +248,6 @@ def test_repairing_twice_is_repairing_once(items: list[Item], started: set[str])
     assert repair(once) == once
 
 
-@settings(max_examples=50)
 @given(any_items)
 def test_every_call_has_one_output_right_behind_its_group_and_no_output_is_alone(items: list[Item]) -> None:
     pending: list[str] = []
@@ -269,7 +267,6 @@ def test_every_call_has_one_output_right_behind_its_group_and_no_output_is_alone
     assert set(answered) == {item["call_id"] for item in items if call_id_of(item)}
 
 
-@settings(max_examples=50)
 @given(any_items)
 def test_what_is_neither_call_nor_output_is_kept_in_order(items: list[Item]) -> None:
     def rest(items: list[Item]) -> list[Item]:
@@ -278,19 +275,16 @@ def test_what_is_neither_call_nor_output_is_kept_in_order(items: list[Item]) -> 
     assert rest(repair(items)) == rest(items)
 
 
-@settings(max_examples=50)
 @given(any_items)
 def test_a_repaired_history_has_no_open_calls(items: list[Item]) -> None:
     assert open_calls(repair(items)) == []
 
 
-@settings(max_examples=50)
 @given(whole_histories())
 def test_a_history_as_runs_write_it_is_left_as_it_is(items: list[Item]) -> None:
     assert repair(items) == items
 
 
-@settings(max_examples=50)
 @given(whole_histories(), st.integers(1, 4), st.sets(st.integers(0, 3)), st.lists(others, max_size=2))
 def test_a_turn_cut_short_keeps_its_calls_together(
     before: list[Item], count: int, finished: set[int], after: list[Item]
